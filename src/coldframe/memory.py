@@ -1,0 +1,199 @@
+"""Guest-physical memory: a sparse map of address ranges onto buffers or readers.
+
+Knows nothing of files or of Windows. Addresses are guest-physical, in bytes; never "offset in the file".
+A run whose bytes are a buffer (an mmap) is read without copying where the caller allows it (`view`); any other run
+reads through its source (a process's memory, the gdbstub).
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coldframe.errors import CapabilityError, UnreadableMemoryError
+
+PAGE_SIZE = 4096
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+class Source(Protocol):
+    """Where the bytes of a run come from when they are not in a buffer. Offsets are within the source, in bytes."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes, or raise `UnreadableMemoryError` or `GuestGoneError`."""
+        ...
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data`, or raise `CapabilityError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`size` bytes of guest-physical memory from `start`, found from `offset` in `backing`.
+
+    `backing` is a buffer (one byte an element; writable if the guest's memory may be written) or a `Source`.
+    """
+
+    start: int
+    size: int
+    backing: memoryview | Source
+    offset: int = 0
+
+    @property
+    def end(self) -> int:
+        """The first address behind the run."""
+        return self.start + self.size
+
+
+class PhysicalMemory:
+    """Guest-physical memory made of runs that do not overlap.
+
+    Reads of holes raise `UnreadableMemoryError` with the hole's size. Thread-safe for reading; holds no cache.
+    """
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        ordered = sorted((run for run in runs if run.size), key=lambda run: run.start)
+        for before, after in itertools.pairwise(ordered):
+            if after.start < before.end:
+                raise ValueError(f"runs overlap: {before.start:#x}-{before.end:#x} and {after.start:#x}")
+        for run in ordered:
+            if isinstance(run.backing, memoryview) and run.offset + run.size > len(run.backing):
+                raise ValueError(f"run {run.start:#x}-{run.end:#x} goes past the end of its buffer")
+        self.runs: tuple[Run, ...] = tuple(ordered)
+        self._starts = [run.start for run in ordered]
+        self._start_array = np.array(self._starts, dtype=np.uint64)
+        self._end_array = np.array([run.end for run in ordered], dtype=np.uint64)
+
+    def __repr__(self) -> str:
+        return f"<PhysicalMemory {len(self.runs)} runs, {self.size:#x} bytes>"
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are, holes not counted."""
+        return sum(run.size for run in self.runs)
+
+    @property
+    def end(self) -> int:
+        """The first address behind the last run; 0 where there is none."""
+        return self.runs[-1].end if self.runs else 0
+
+    def run_at(self, address: int) -> Run | None:
+        """The run that holds `address`, or None in a hole."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
+            return None
+        run = self.runs[index]
+        return run if address < run.start + run.size else None
+
+    def __contains__(self, address: int) -> bool:
+        return self.run_at(address) is not None
+
+    def _pieces(self, address: int, size: int) -> Iterator[tuple[Run, int, int]]:
+        """Split a span into (run, offset in backing, length); raise in a hole."""
+        if size < 0 or address < 0:
+            raise ValueError(f"cannot read {size} bytes at {address}: neither may be negative")
+        while size:
+            run = self.run_at(address)
+            if run is None:
+                raise UnreadableMemoryError(
+                    address, min(size, self._hole_size(address, size)), "no physical memory there"
+                )
+            length = min(size, run.end - address)
+            yield run, run.offset + address - run.start, length
+            address += length
+            size -= length
+
+    def _hole_size(self, address: int, size: int) -> int:
+        index = bisect_right(self._starts, address)
+        return self._starts[index] - address if index < len(self._starts) else size
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return exactly `size` bytes at `address`; raises `UnreadableMemoryError` where part of it is a hole."""
+        parts = [
+            bytes(run.backing[offset : offset + length])
+            if isinstance(run.backing, memoryview)
+            else run.backing.read(offset, length)
+            for run, offset, length in self._pieces(address, size)
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def u64(self, address: int) -> int:
+        """The little-endian 64-bit value at `address`: the resolver's inner read."""
+        run = self.run_at(address)
+        if run is not None and isinstance(run.backing, memoryview) and address + 8 <= run.start + run.size:
+            return int(_U64.unpack_from(run.backing, run.offset + address - run.start)[0])
+        return int(_U64.unpack(self.read(address, 8))[0])
+
+    def u32(self, address: int) -> int:
+        """The little-endian 32-bit value at `address`."""
+        return int(_U32.unpack(self.read(address, 4))[0])
+
+    def view(self, address: int, size: int) -> NDArray[np.uint8]:
+        """`size` bytes at `address` as an array (size,) of uint8: without a copy where one buffer holds them all.
+
+        A view of a live guest's memory changes as the guest runs.
+        """
+        run = self.run_at(address)
+        if run is not None and isinstance(run.backing, memoryview) and address + size <= run.end:
+            return np.frombuffer(run.backing, dtype=np.uint8, count=size, offset=run.offset + address - run.start)
+        return np.frombuffer(self.read(address, size), dtype=np.uint8)
+
+    def read_many(self, addresses: NDArray[np.uint64], size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Read `size` bytes at each of n addresses.
+
+        Returns the bytes, shape (n, size), and a mask (n,) that says which could be read; the rows of the others are
+        zero.
+        """
+        out = np.zeros((len(addresses), size), dtype=np.uint8)
+        readable = np.zeros(len(addresses), dtype=np.bool_)
+        if not self.runs or not len(addresses):
+            return out, readable
+        index = np.searchsorted(self._start_array, addresses, side="right").astype(np.int64) - 1
+        inside = (index >= 0) & (addresses + np.uint64(size) <= self._end_array[np.maximum(index, 0)])
+        for number in np.unique(index[inside]):
+            run = self.runs[number]
+            rows = np.nonzero(inside & (index == number))[0]
+            offsets = (addresses[rows] - np.uint64(run.start)).astype(np.int64)
+            if isinstance(run.backing, memoryview):
+                base = np.frombuffer(run.backing, dtype=np.uint8, count=run.size, offset=run.offset)
+                out[rows] = np.lib.stride_tricks.sliding_window_view(base, size)[offsets]
+                readable[rows] = True
+                continue
+            for row, offset in zip(rows, offsets, strict=True):
+                try:
+                    out[row] = np.frombuffer(run.backing.read(run.offset + int(offset), size), dtype=np.uint8)
+                except UnreadableMemoryError:
+                    continue
+                readable[row] = True
+        for row in np.nonzero(~inside)[0]:  # spans that cross from one run into the next
+            try:
+                out[row] = np.frombuffer(self.read(int(addresses[row]), size), dtype=np.uint8)
+            except UnreadableMemoryError:
+                continue
+            readable[row] = True
+        return out, readable
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address`; raises `CapabilityError` where the memory is read-only. Nothing is written on error."""
+        pieces = list(self._pieces(address, len(data)))
+        for run, _, _ in pieces:
+            if isinstance(run.backing, memoryview) and run.backing.readonly:
+                raise CapabilityError(f"cannot write physical memory at {address:#x}: this target is read-only")
+        done = 0
+        for run, offset, length in pieces:
+            part = data[done : done + length]
+            if isinstance(run.backing, memoryview):
+                run.backing[offset : offset + length] = part
+            else:
+                run.backing.write(offset, part)
+            done += length

@@ -1,0 +1,87 @@
+"""What the resolver answers: a page's state, the indirections passed on the way, and every entry that was read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a page's content is."""
+
+    VALID = "valid"
+    TRANSITION = "transition"
+    PAGEFILE = "pagefile"
+    COMPRESSED = "compressed"
+    DEMAND_ZERO = "demand-zero"
+    SUBSECTION = "subsection"
+    UNMAPPED = "unmapped"
+
+
+class Via(StrEnum):
+    """An indirection passed on the way to the page."""
+
+    LARGE_PAGE = "large-page"
+    TRANSITION_TABLE = "transition-table"
+    PAGED_TABLE = "paged-table"
+    PROTOTYPE = "prototype"
+    VAD = "vad"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One entry read on the way.
+
+    `level` is "PML5E", "PML4E", "PDPTE", "PDE", "PTE", "prototype PTE", "VAD" or "subsection"; `entry_address` where the entry was read from
+    (guest-physical for hardware levels, kernel-virtual for the others); `value` its raw value; `says` what it said,
+    in words.
+    """
+
+    level: str
+    entry_address: int
+    value: int
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class PagefileSlot:
+    """A place in a paging file: its number (0 to 15) and the byte offset of the page."""
+
+    number: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubsectionPage:
+    """A page that is still in a file: the `_SUBSECTION`'s kernel-virtual address and the byte offset in the file.
+
+    `file` is the name that the FILE_OBJECT gives, or None where it cannot be read.
+    """
+
+    address: int
+    file: str | None
+    file_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The answer for one virtual address.
+
+    `physical` is the guest-physical address of the *byte asked for* (page offset included) where the page is in RAM,
+    else None. `readable` says whether `read` would return bytes now; if not, `reason` says which state stopped it and
+    what would unlock it.
+    """
+
+    address: int
+    state: State
+    physical: int | None = None
+    via: tuple[Via, ...] = ()
+    steps: tuple[Step, ...] = ()
+    pagefile: PagefileSlot | None = None
+    subsection: SubsectionPage | None = None
+    reason: str = ""
+
+    @property
+    def readable(self) -> bool:
+        """Whether the bytes can be had: in RAM, or promised zeros."""
+        return self.physical is not None or self.state is State.DEMAND_ZERO
