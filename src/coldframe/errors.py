@@ -24,7 +24,7 @@ class UsageError(ColdframeError):
 
 
 class FormatError(ColdframeError):
-    """A file or a structure in it is not what its format says; the message names the file, the place and both values."""
+    """A file or a structure in it is not what its format says; the message names the file, the place, both values."""
 
 
 class UnreadableMemoryError(ColdframeError):

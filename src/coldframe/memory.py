@@ -184,7 +184,7 @@ class PhysicalMemory:
         return out, readable
 
     def write(self, address: int, data: bytes) -> None:
-        """Put `data` at `address`; raises `CapabilityError` where the memory is read-only. Nothing is written on error."""
+        """Put `data` at `address`; raises `CapabilityError` where memory is read-only; on error nothing is written."""
         pieces = list(self._pieces(address, len(data)))
         for run, _, _ in pieces:
             if isinstance(run.backing, memoryview) and run.backing.readonly:

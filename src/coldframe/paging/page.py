@@ -32,9 +32,9 @@ class Via(StrEnum):
 class Step:
     """One entry read on the way.
 
-    `level` is "PML5E", "PML4E", "PDPTE", "PDE", "PTE", "prototype PTE", "VAD" or "subsection"; `entry_address` where the entry was read from
-    (guest-physical for hardware levels, kernel-virtual for the others); `value` its raw value; `says` what it said,
-    in words.
+    `level` is "PML5E", "PML4E", "PDPTE", "PDE", "PTE", "prototype PTE", "VAD" or "subsection"; `entry_address` where
+    the entry was read from (guest-physical for hardware levels, kernel-virtual for the others); `value` its raw
+    value; `says` what it said, in words.
     """
 
     level: str

@@ -136,7 +136,7 @@ class Types(ABC):
         return found
 
     def field(self, name: str, path: str) -> tuple[int, Type]:
-        """Offset from the start of record `name`, and type, of the member at the dotted `path` (`Pcb.DirectoryTableBase`).
+        """Offset from the start of record `name`, and type, of the member at the dotted `path` (`Pcb.Affinity`).
 
         Raises `TypeNotFoundError` naming the part of the path that is missing.
         """
