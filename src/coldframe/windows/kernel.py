@@ -1,0 +1,166 @@
+"""Finding the NT kernel: several independent anchors, each with a reason when it fails.
+
+With registers (a live guest, an image that carries them) the anchors lead from a vCPU into the kernel's code; from
+memory alone they find page tables first. Every anchor ends in the same proof: a PE image whose CodeView record names
+one of the kernel's PDBs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from coldframe.errors import ColdframeError, FormatError, NoKernelError, UnreadableMemoryError
+from coldframe.memory import PAGE_SIZE, PhysicalMemory
+from coldframe.symbols.model import PdbIdentity, SymbolFile
+from coldframe.windows.bare import FRAME, BareSpace
+from coldframe.windows.pe import PeImage
+
+KERNEL_PDBS = frozenset({"ntkrnlmp.pdb", "ntoskrnl.pdb", "ntkrnlpa.pdb", "ntkrpamp.pdb"})
+KERNEL_HALF = 0xFFFF_8000_0000_0000
+KUSER_SHARED_DATA = 0xFFFF_F780_0000_0000  # fixed on every x64 Windows: ntddk.h KI_USER_SHARED_DATA
+WINDOW = 64 << 20  # how far below an address inside the kernel its headers are looked for
+_CR0_PG = 1 << 31
+_CR4_LA57 = 1 << 12
+_EFER_LMA = 1 << 10
+
+Registers = Mapping[str, int]
+
+
+class FindsSymbols(Protocol):
+    """Where symbol files come from: a `SymbolStore`."""
+
+    def find(self, identity: PdbIdentity, /) -> SymbolFile:
+        """The symbols of that identity, or `SymbolFileNotFoundError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLocation:
+    """Where the kernel is: `base` under the tables at `dtb` (physical, `levels` deep), its PDB, `how` it was found."""
+
+    base: int
+    size: int
+    dtb: int
+    levels: int
+    identity: PdbIdentity
+    how: str
+
+
+Anchor = Callable[[], KernelLocation | None]
+
+
+class Search:
+    """One search: the target, what is known of its registers, and why each anchor failed so far."""
+
+    def __init__(
+        self, physical: PhysicalMemory, store: FindsSymbols | None, registers: Sequence[Registers], note: str = ""
+    ) -> None:
+        self.physical = physical
+        self.store = store
+        self.registers = registers
+        self.reasons: list[str] = [note] if note else []
+        self._tried: set[tuple[int, int, int]] = set()
+
+    def fail(self, anchor: str, reason: str) -> None:
+        """Note why `anchor` did not lead to a kernel."""
+        self.reasons.append(f"{anchor}: {reason}")
+
+    def spaces(self, vcpu: int) -> Iterator[BareSpace]:
+        """The address space of `vcpu` by its CR3; both depths where CR4 is not known."""
+        registers = self.registers[vcpu]
+        cr3 = registers.get("cr3", 0) & FRAME
+        if cr3:
+            for levels in depths(registers):
+                yield BareSpace(self.physical, cr3, levels)
+
+    def below(self, space: BareSpace, address: int, how: str) -> KernelLocation | str:
+        """Scan downward from `address` for the kernel's headers; a text says why they were not found."""
+        if address < KERNEL_HALF:
+            return f"{address:#x} is no kernel address"
+        if space.translate(address) is None:
+            return f"{address:#x} is not mapped by the tables at {space.dtb:#x}"
+        key = (space.dtb, space.levels, address >> 12)
+        if key in self._tried:
+            return f"{address:#x} was scanned before"
+        self._tried.add(key)
+        others: list[str] = []
+        for page in image_pages(space, space.mapped_down(address, max(address - WINDOW, KERNEL_HALF))):
+            found = kernel_at(space, page, how)
+            if isinstance(found, KernelLocation):
+                return found
+            others.append(found)
+        seen = f" ({others[0]})" if others else ""
+        return f"no kernel image within {WINDOW >> 20} MB below {address:#x}{seen}"
+
+
+def find_kernel(
+    physical: PhysicalMemory, store: FindsSymbols | None = None, hints: Sequence[Registers] = ()
+) -> KernelLocation:
+    """Find the NT kernel in `physical`.
+
+    `hints` are registers, one mapping a vCPU, as far as they are known: `cr0 cr3 cr4 efer rip gs_base k_gs_base`,
+    `idt_base`, `lstar`, and `nt_address` (any address inside the kernel, as a crash dump's header has). Raises
+    `NoKernelError` with each anchor's reason.
+    """
+    from coldframe.windows import anchors  # noqa: PLC0415 - anchors are written in terms of this module
+
+    search = Search(physical, store, hints)
+    paging = [registers for registers in hints if "cr0" not in registers or registers["cr0"] & _CR0_PG]
+    steps = list(anchors.BY_REGISTERS)
+    if hints and not paging:
+        search.fail("registers", "no vCPU has paging on (CR0.PG): firmware or a boot loader runs, no Windows")
+        steps = []
+    else:
+        steps += anchors.BY_MEMORY
+    for step in steps:
+        found = step(search)
+        if found is not None:
+            return found
+    raise NoKernelError(f"found no NT kernel: {'; '.join(search.reasons)}")
+
+
+def depths(registers: Registers) -> tuple[int, ...]:
+    """How many levels the page tables may have: as CR4 tells, else 4 and then 5."""
+    if "cr4" in registers:
+        return (5,) if registers["cr4"] & _CR4_LA57 else (4,)
+    return (4, 5)
+
+
+def image_pages(space: BareSpace, pages: Iterator[tuple[int, int, int]]) -> Iterator[int]:
+    """Virtual addresses in `pages` at which an image may begin ("MZ"): from the top down within each large page."""
+    for address, physical, size in pages:
+        try:
+            data = space.physical.view(physical, size)
+        except UnreadableMemoryError:
+            continue
+        starts = np.flatnonzero((data[::PAGE_SIZE] == 0x4D) & (data[1::PAGE_SIZE] == 0x5A))
+        for number in starts[::-1]:
+            yield address + int(number) * PAGE_SIZE
+
+
+def kernel_at(space: BareSpace, address: int, how: str) -> KernelLocation | str:
+    """The kernel whose headers are at `address`, or what is there instead."""
+    try:
+        image = PeImage.read(space, address)
+        identity = image.codeview()
+    except (FormatError, UnreadableMemoryError) as error:
+        return f"no whole image at {address:#x}: {error}"
+    if identity is None:
+        return f"the image at {address:#x} has no CodeView record"
+    if identity.name.lower() not in KERNEL_PDBS:
+        return f"the image at {address:#x} is {identity.name}"
+    return KernelLocation(address, image.size, space.dtb, space.levels, identity, how)
+
+
+def load(store: FindsSymbols | None, identity: PdbIdentity) -> SymbolFile | str:
+    """The kernel's symbols, or why there are none."""
+    if store is None:
+        return "no symbol store was given"
+    try:
+        return store.find(identity)
+    except ColdframeError as error:
+        return str(error)

@@ -1,0 +1,478 @@
+"""Memory seen through types: structures, arrays, pointers, bit-fields and enums at an address.
+
+Everything is read when it is asked for; nothing is kept, so a value is never older than the question. Offsets come
+from the module's types alone. What the guest says is not trusted: strings and lists are bounded, a list that bites
+its tail ends.
+"""
+
+from __future__ import annotations
+
+import struct as packing
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, overload
+
+from coldframe.capabilities import ReadsMemory, WritesMemory, require
+from coldframe.errors import TypeNotFoundError, UnreadableMemoryError, UsageError
+from coldframe.symbols.model import Array as ArrayType
+from coldframe.symbols.model import Base, BitField, Enum, Field, Function, Record, Reference, Type, Types
+from coldframe.symbols.model import Pointer as PointerType
+
+LONGEST_LIST = 1 << 20
+MOST_SHOWN = 16
+_UNNAMED = ("__unnamed", "__anonymous", "<unnamed", "<anonymous", "unnamed-", "anonymous-")
+_EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
+
+
+class FieldNotFoundError(TypeNotFoundError, AttributeError):  # type: ignore[misc] # both say `name`
+    """A field that the record does not have; an `AttributeError` too, so that `hasattr` answers."""
+
+
+class Pointer(int):
+    """An address read from the guest, which knows what it points at. An `int` in every other respect."""
+
+    target: Type
+    _typed: TypedMemory
+
+    def __new__(cls, value: int, target: Type, typed: TypedMemory) -> Pointer:
+        """Make a pointer of `value` to `target`, in the memory of `typed`."""
+        self = super().__new__(cls, value)
+        self.target = target
+        self._typed = typed
+        return self
+
+    def dereference(self) -> Any:
+        """What the pointer points at: a `Struct`, a number, an `Array`; raises `UsageError` for void and code."""
+        return self._typed.value(self.target, self)
+
+    def struct(self, name: str | None = None) -> Struct:
+        """The structure pointed at, or one of type `name` at that address."""
+        if name is None:
+            if not isinstance(self.target, Reference):
+                raise UsageError(f"a pointer to {type_name(self.target)} does not point at a structure; give its type")
+            name = self.target.name
+        return self._typed.struct(name, self)
+
+    def __repr__(self) -> str:
+        return f"{int(self):#x}"
+
+
+class EnumValue(int):
+    """A number of an enum, with its name (None for a number that has none)."""
+
+    name: str | None
+
+    def __new__(cls, value: int, enum: Enum) -> EnumValue:
+        """Make the constant of `enum` that is `value`."""
+        self = super().__new__(cls, value)
+        self.name = next((name for name, constant in enum.constants.items() if constant == value), None)
+        return self
+
+    def __str__(self) -> str:
+        return self.name if self.name is not None else str(int(self))
+
+    def __repr__(self) -> str:
+        return f"{int(self)} ({self.name})" if self.name is not None else str(int(self))
+
+
+class TypedMemory:
+    """A memory and the types of a module: structures and values at addresses.
+
+    `memory` is virtual (an address space) or physical: whatever the addresses are.
+    """
+
+    def __init__(self, memory: ReadsMemory, types: Types, fields: FieldTable | None = None) -> None:
+        self.memory = memory
+        self.types = types
+        self.fields = FieldTable(types) if fields is None else fields
+
+    def over(self, memory: ReadsMemory) -> TypedMemory:
+        """The same types over another memory."""
+        return TypedMemory(memory, self.types, self.fields)
+
+    def struct(self, name: str, address: int) -> Struct:
+        """The structure or union `name` at `address`; raises `TypeNotFoundError`."""
+        return Struct(self, self.fields.record(name), int(address))
+
+    def pointer(self, address: int) -> int:
+        """The pointer-sized value at `address`."""
+        return int.from_bytes(self.memory.read(address, self.types.pointer_size), "little")
+
+    def integer(self, address: int, size: int, *, signed: bool = False) -> int:
+        """The little-endian value of `size` bytes at `address`."""
+        return int.from_bytes(self.memory.read(address, size), "little", signed=signed)
+
+    def value(self, kind: Type, address: int) -> Any:
+        """The value of type `kind` at `address`: a number, `Pointer`, `EnumValue`, `Struct` or `Array`."""
+        match kind:
+            case Base():
+                return self._base(kind, address)
+            case PointerType():
+                return Pointer(self.integer(address, kind.size), kind.target, self)
+            case BitField():
+                unit = self.integer(address, self.types.size(kind.base))
+                return unit >> kind.position & (1 << kind.length) - 1
+            case ArrayType():
+                return Array(self, kind, address)
+            case Reference(kind="enum"):
+                enum = self.types.enum(kind.name)
+                return EnumValue(self.integer(address, enum.base.size, signed=enum.base.signed), enum)
+            case Reference():
+                return self.struct(kind.name, address)
+            case Function():
+                raise UsageError(f"there is code at {address:#x}, not a value")
+
+    def _base(self, kind: Base, address: int) -> int | float | bool:
+        if kind.kind == "void":
+            raise UsageError(f"a pointer to void says nothing about what is at {address:#x}; give its type")
+        data = self.memory.read(address, kind.size)
+        if kind.kind == "float":
+            return float(packing.unpack("<f" if kind.size == 4 else "<d", data)[0])
+        number = int.from_bytes(data, "little", signed=kind.signed)
+        return bool(number) if kind.kind == "bool" else number
+
+    def put(self, kind: Type, address: int, value: int | float | bytes) -> None:
+        """Write `value` as type `kind` at `address`; raises `CapabilityError` where memory is read-only."""
+        memory = require(self.memory, WritesMemory, f"setting a field at {address:#x}")  # type: ignore[type-abstract]
+        size = self.types.size(kind)
+        if isinstance(value, bytes):
+            if len(value) > size:
+                raise UsageError(f"{len(value)} bytes do not fit a field of {size}")
+            memory.write(address, value.ljust(size, b"\0"))
+            return
+        if isinstance(kind, BitField):
+            mask = (1 << kind.length) - 1
+            if not 0 <= int(value) <= mask:
+                raise UsageError(f"{value} does not fit a bit-field of {kind.length} bits")
+            unit = self.integer(address, size)
+            value = unit & ~(mask << kind.position) | int(value) << kind.position
+        elif isinstance(kind, Base) and kind.kind == "float":
+            memory.write(address, packing.pack("<f" if size == 4 else "<d", value))
+            return
+        elif isinstance(kind, ArrayType) or (isinstance(kind, Reference) and kind.kind != "enum"):
+            raise UsageError(f"{type_name(kind)} is set with bytes or field by field, not with a number")
+        try:
+            memory.write(address, int(value).to_bytes(size, "little", signed=value < 0))
+        except OverflowError:
+            raise UsageError(f"{value} does not fit {size} bytes") from None
+
+
+class FieldTable:
+    """Where each dotted path of each record leads; answers are kept, since types do not change."""
+
+    def __init__(self, types: Types) -> None:
+        self._types = types
+        self._records: dict[str, Record] = {}
+        self._paths: dict[tuple[str, str], tuple[int, Type]] = {}
+
+    def record(self, name: str) -> Record:
+        """The record called `name`."""
+        found = self._records.get(name)
+        if found is None:
+            found = self._records[name] = self._types.record(name)
+        return found
+
+    def lookup(self, record: Record, path: str) -> tuple[int, Type]:
+        """Offset and type of the member at the dotted `path`; members of unnamed members are reached directly."""
+        key = (record.name, path)
+        found = self._paths.get(key)
+        if found is None:
+            found = self._paths[key] = self._walk(record, path)
+        return found
+
+    def _walk(self, record: Record, path: str) -> tuple[int, Type]:
+        offset = 0
+        parts = path.split(".")
+        for depth, part in enumerate(parts):
+            member = _member(self, record, part, 4)
+            if member is None:
+                raise FieldNotFoundError(f"field in {record.name}", part, record.fields)
+            offset += member.offset
+            if depth == len(parts) - 1:
+                return offset, member.type
+            if not isinstance(member.type, Reference) or member.type.kind == "enum":
+                raise FieldNotFoundError(f"field in {record.name}.{part}, which is no structure,", parts[depth + 1])
+            record = self.record(member.type.name)
+        raise AssertionError("a path has at least one part")
+
+
+def _member(table: FieldTable, record: Record, name: str, depth: int) -> Field | None:
+    member = record.fields.get(name)
+    if member is not None or not depth:
+        return member
+    for outer in record.fields.values():
+        if outer.name.startswith(_UNNAMED) and isinstance(outer.type, Reference) and outer.type.kind != "enum":
+            inner = _member(table, table.record(outer.type.name), name, depth - 1)
+            if inner is not None:
+                return Field(name, outer.offset + inner.offset, inner.type)
+    return None
+
+
+class Struct:
+    """A structure or union in memory: its fields are attributes, or `s["name"]` where a name collides with ours.
+
+    A dotted path reaches nested ones (`s["Pcb.DirectoryTableBase"]`). Numbers come as `int`, pointers as `Pointer`,
+    bit-fields as unsigned `int`, enums as `EnumValue`, arrays as `Array`, nested structures as `Struct`. Setting a
+    field writes to the guest where its memory can be written. Reading raises `UnreadableMemoryError`.
+    """
+
+    __slots__ = ("_address", "_record", "_typed")
+    _address: int
+    _record: Record
+    _typed: TypedMemory
+
+    def __init__(self, typed: TypedMemory, record: Record, address: int) -> None:
+        object.__setattr__(self, "_typed", typed)
+        object.__setattr__(self, "_record", record)
+        object.__setattr__(self, "_address", address)
+
+    @property
+    def address(self) -> int:
+        """Where the structure begins."""
+        return self._address
+
+    @property
+    def type_name(self) -> str:
+        """The name of its type (`_EPROCESS`)."""
+        return self._record.name
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self._record.size
+
+    def has(self, path: str) -> bool:
+        """Whether this build's type has the field at the dotted `path`."""
+        try:
+            self._typed.fields.lookup(self._record, path)
+        except TypeNotFoundError:
+            return False
+        return True
+
+    def address_of(self, path: str) -> int:
+        """The address of the field at the dotted `path`."""
+        return self._address + self._typed.fields.lookup(self._record, path)[0]
+
+    def integer(self, path: str) -> int:
+        """The number at the dotted `path`: an integer, bit-field, enum or pointer."""
+        return int(self[path])
+
+    def pointer(self, path: str) -> Pointer:
+        """The pointer at the dotted `path`; raises `UsageError` for a field of another type."""
+        value = self[path]
+        if not isinstance(value, Pointer):
+            raise UsageError(f"{self.type_name}.{path} is no pointer")
+        return value
+
+    def struct(self, path: str) -> Struct:
+        """The structure within this one at the dotted `path`; raises `UsageError` for a field of another type."""
+        value = self[path]
+        if not isinstance(value, Struct):
+            raise UsageError(f"{self.type_name}.{path} is no structure")
+        return value
+
+    def array(self, path: str) -> Array:
+        """The array at the dotted `path`; raises `UsageError` for a field of another type."""
+        value = self[path]
+        if not isinstance(value, Array):
+            raise UsageError(f"{self.type_name}.{path} is no array")
+        return value
+
+    def read(self) -> bytes:
+        """Its bytes."""
+        return self._typed.memory.read(self._address, self._record.size)
+
+    @property
+    def text(self) -> str:
+        """What a `_UNICODE_STRING` (or `_STRING`, `_ANSI_STRING`) says; "" for an empty one."""
+        if not self.has("Length") or not self.has("Buffer"):
+            raise UsageError(f"{self.type_name} is no string")
+        wide = "UNICODE" in self.type_name
+        length = self.integer("Length") & (~1 if wide else ~0) & 0xFFFF
+        if not length:
+            return ""
+        data = self._typed.memory.read(self.integer("Buffer"), length)
+        return data.decode("utf-16-le", "replace") if wide else data.decode("latin-1")
+
+    @property
+    def time(self) -> datetime | None:
+        """A `_LARGE_INTEGER` or `_FILETIME`-like structure as a time in UTC; None for zero."""
+        return filetime(int.from_bytes(self.read()[:8], "little"))
+
+    @property
+    def reference(self) -> int:
+        """The address in an `_EX_FAST_REF`: its reference count, whose width the type tells, taken away."""
+        _, kind = self._typed.fields.lookup(self._record, "RefCnt")
+        if not isinstance(kind, BitField):
+            raise UsageError(f"{self.type_name} is no fast reference")
+        return self.integer("Value") & ~((1 << kind.length) - 1)
+
+    def entries(self, name: str, link: str) -> Iterator[Struct]:
+        """Each structure `name` on the `_LIST_ENTRY` that this is the head of, linked through its field `link`.
+
+        A link that cannot be read, or leads back into the list, ends the walk; then the list is walked backwards
+        from its tail, so that one bad link loses nothing.
+        """
+        record = self._typed.fields.record(name)
+        offset = self._typed.fields.lookup(record, link)[0]
+        for address in walk_list(self._typed, self._address):
+            yield Struct(self._typed, record, address - offset)
+
+    def __getitem__(self, path: str) -> Any:
+        offset, kind = self._typed.fields.lookup(self._record, path)
+        return self._typed.value(kind, self._address + offset)
+
+    def __setitem__(self, path: str, value: int | float | bytes) -> None:
+        offset, kind = self._typed.fields.lookup(self._record, path)
+        self._typed.put(kind, self._address + offset, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return self[name]
+
+    def __setattr__(self, name: str, value: int | float | bytes) -> None:
+        self[name] = value
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._record.fields]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Struct):
+            return NotImplemented
+        return (self._address, self._record.name) == (other._address, other._record.name)
+
+    def __hash__(self) -> int:
+        return hash((self._address, self._record.name))
+
+    def __repr__(self) -> str:
+        lines = [f"{self.type_name} at {self._address:#x}"]
+        for field in sorted(self._record.fields.values(), key=_place):
+            lines.append(f"   +{field.offset:#05x} {field.name:<24} : {_shown(self._typed, self._address, field)}")
+        return "\n".join(lines)
+
+
+class Array(Sequence[Any]):
+    """An array in memory; elements are read when they are asked for, an index outside raises `IndexError`."""
+
+    def __init__(self, typed: TypedMemory, kind: ArrayType, address: int) -> None:
+        self._typed = typed
+        self._kind = kind
+        self._stride = typed.types.size(kind.element)
+        self.address = address
+
+    def __len__(self) -> int:
+        return self._kind.count
+
+    def address_of(self, index: int) -> int:
+        """The address of element `index`."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of an array of {len(self)}")
+        return self.address + index % len(self) * self._stride
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return self._typed.value(self._kind.element, self.address_of(index))
+
+    def __setitem__(self, index: int, value: int | float | bytes) -> None:
+        self._typed.put(self._kind.element, self.address_of(index), value)
+
+    def read(self) -> bytes:
+        """Its bytes."""
+        return self._typed.memory.read(self.address, len(self) * self._stride)
+
+    @property
+    def text(self) -> str:
+        """An array of characters up to its first zero."""
+        if self._stride == 2:
+            return self.read().decode("utf-16-le", "replace").partition("\0")[0]
+        return self.read().partition(b"\0")[0].decode("latin-1")
+
+    def __repr__(self) -> str:
+        return f"<{type_name(self._kind)} at {self.address:#x}>"
+
+
+def walk_list(typed: TypedMemory, head: int, limit: int = LONGEST_LIST) -> Iterator[int]:
+    """The address of each `_LIST_ENTRY` on the list headed at `head`, in order; see `Struct.entries`."""
+    links = typed.fields.record("_LIST_ENTRY").fields
+    seen = {head}
+    for offset in (links["Flink"].offset, links["Blink"].offset):
+        address = head
+        while len(seen) <= limit:
+            try:
+                address = typed.pointer(address + offset)
+            except UnreadableMemoryError:
+                break
+            if address == head:
+                return
+            if address in seen or not address:
+                break
+            try:
+                typed.pointer(address)
+            except UnreadableMemoryError:
+                break
+            seen.add(address)
+            yield address
+
+
+def filetime(ticks: int) -> datetime | None:
+    """A FILETIME (100 ns steps since 1601, UTC) as a `datetime`; None for zero and for what no calendar holds."""
+    if not ticks:
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=ticks // 10)
+    except OverflowError:
+        return None
+
+
+def type_name(kind: Type) -> str:
+    """A type as C writes it."""
+    match kind:
+        case Base() | Reference():
+            return kind.name
+        case PointerType():
+            return f"{type_name(kind.target)}*"
+        case ArrayType():
+            return f"{type_name(kind.element)}[{kind.count}]"
+        case BitField():
+            return f"{type_name(kind.base)}:{kind.length}"
+        case Function():
+            return "code"
+
+
+def first_field(types: Types, record: str, *paths: str) -> str:
+    """The first of `paths` that this build's `record` has; raises `TypeNotFoundError` naming all of them."""
+    for path in paths:
+        if types.has_field(record, path):
+            return path
+    raise TypeNotFoundError(f"field in {record}", " or ".join(paths), types.record(record).fields)
+
+
+def _place(field: Field) -> tuple[int, int]:
+    return field.offset, field.type.position if isinstance(field.type, BitField) else -1
+
+
+def _shown(typed: TypedMemory, address: int, field: Field) -> str:
+    """A field's value as kd's `dt` shows it."""
+    kind = field.type
+    try:
+        if isinstance(kind, BitField):
+            last = kind.position + kind.length - 1
+            bits = f"Bits {kind.position}-{last}" if kind.length > 1 else f"Bit {kind.position}"
+            return f"{bits} = {typed.value(kind, address + field.offset):#x}"
+        value = typed.value(kind, address + field.offset)
+        if isinstance(value, Struct):
+            text = f' "{value.text}"' if value.type_name == "_UNICODE_STRING" else ""
+            return f"{value.type_name}{text}"
+        if isinstance(value, Pointer):
+            return f"{value!r} -> {type_name(value.target)}"
+        if isinstance(value, EnumValue | Array | bool | float):
+            return repr(value)
+        return f"{value:#x}"
+    except (UnreadableMemoryError, TypeNotFoundError) as error:
+        return f"({error})"
