@@ -1,0 +1,5611 @@
+/* Windows build 19041's structures, as in ntkrnlmp.pdb 606FF669409B00F7FC8C61A9C1670129-1.
+ * Written by guest/layout.py from guest/layouts/fields.txt: change that list. */
+#ifndef NT_LAYOUT_H
+#define NT_LAYOUT_H
+
+#define NT_LAYOUT_BUILD 19041
+#define NT_LAYOUT_MAJOR 10
+#define NT_LAYOUT_MINOR 0
+#define NT_LAYOUT_NAME "19041"
+#define SIZEOF__LIST_ENTRY 0x10
+#define SIZEOF__SINGLE_LIST_ENTRY 0x8
+#define SIZEOF__UNICODE_STRING 0x10
+#define SIZEOF__LARGE_INTEGER 0x8
+#define OFF__LARGE_INTEGER__QuadPart 0x0
+#define OFF__LARGE_INTEGER__LowPart 0x0
+#define OFF__LARGE_INTEGER__HighPart 0x4
+#define SIZEOF__ULARGE_INTEGER 0x8
+#define OFF__ULARGE_INTEGER__QuadPart 0x0
+#define OFF__ULARGE_INTEGER__LowPart 0x0
+#define OFF__ULARGE_INTEGER__HighPart 0x4
+#define SIZEOF__CLIENT_ID 0x10
+#define SIZEOF__EX_FAST_REF 0x8
+#define SIZEOF__EX_PUSH_LOCK 0x8
+#define SIZEOF__EX_RUNDOWN_REF 0x8
+#define SIZEOF__RTL_BALANCED_NODE 0x18
+#define SIZEOF__RTL_AVL_TREE 0x8
+#define SIZEOF__RTL_BITMAP 0x10
+#define SIZEOF__RTL_BITMAP_EX 0x10
+#define HAVE__RTL_BITMAP_EX 1
+#define SIZEOF__GUID 0x10
+#define SIZEOF__QUAD 0x8
+#define SIZEOF__KGDTENTRY64 0x10
+#define SIZEOF__KIDTENTRY64 0x10
+#define SIZEOF__KTSS64 0x68
+#define SIZEOF__KDESCRIPTOR 0x10
+#define SIZEOF__M128A 0x10
+#define SIZEOF__XSAVE_FORMAT 0x200
+#define SIZEOF__CONTEXT 0x4d0
+#define SIZEOF__EXCEPTION_RECORD 0x98
+#define SIZEOF__MACHINE_FRAME 0x28
+#define HAVE__MACHINE_FRAME 1
+#define SIZEOF__KTRAP_FRAME 0x190
+#define SIZEOF__KEXCEPTION_FRAME 0x140
+#define SIZEOF__KSPECIAL_REGISTERS 0xf0
+#define SIZEOF__KPROCESSOR_STATE 0x5c0
+#define OFF__KPROCESSOR_STATE__SpecialRegisters 0x0
+#define OFF__KPROCESSOR_STATE__ContextFrame 0xf0
+#define SIZEOF__NT_TIB 0x38
+#define SIZEOF__KPRCB 0xaf00
+#define SIZEOF__KPCR 0xb080
+#define OFF__KPCR__NtTib 0x0
+#define OFF__KPCR__GdtBase 0x0
+#define OFF__KPCR__TssBase 0x8
+#define OFF__KPCR__UserRsp 0x10
+#define OFF__KPCR__Self 0x18
+#define OFF__KPCR__CurrentPrcb 0x20
+#define OFF__KPCR__LockArray 0x28
+#define OFF__KPCR__Used_Self 0x30
+#define OFF__KPCR__IdtBase 0x38
+#define OFF__KPCR__Irql 0x50
+#define OFF__KPCR__MajorVersion 0x60
+#define OFF__KPCR__MinorVersion 0x62
+#define OFF__KPCR__StallScaleFactor 0x64
+#define OFF__KPCR__KdVersionBlock 0x108
+#define OFF__KPCR__Prcb 0x180
+#define OFF__KPCR__Prcb_CurrentThread 0x188
+#define OFF__KPCR__Prcb_NextThread 0x190
+#define OFF__KPCR__Prcb_IdleThread 0x198
+#define OFF__KPCR__Prcb_RspBase 0x1a8
+#define OFF__KPCR__Prcb_MxCsr 0x180
+#define OFF__KPCR__Prcb_KernelDirectoryTableBase 0x9000
+#define OFF__KPCR__Prcb_UserRspShadow 0x9010
+#define OFF__KPCR__Prcb_RspBaseShadow 0x9008
+#define OFF__KPCR__Prcb_ShadowFlags 0x9018
+#define OFF__KPCR__Prcb_ProcessorState 0x280
+#define OFF__KPCR__Prcb_Number 0x1a4
+#define OFF__KPCR__Prcb_BpbKernelSpecCtrl 0x27b
+#define OFF__KPRCB__MxCsr 0x0
+#define OFF__KPRCB__LegacyNumber 0x4
+#define OFF__KPRCB__Number 0x24
+#define OFF__KPRCB__NestingLevel 0x20
+#define OFF__KPRCB__IdleHalt 0x7
+#define OFF__KPRCB__CurrentThread 0x8
+#define OFF__KPRCB__NextThread 0x10
+#define OFF__KPRCB__IdleThread 0x18
+#define OFF__KPRCB__RspBase 0x28
+#define OFF__KPRCB__PrcbLock 0x30
+#define OFF__KPRCB__ProcessorState 0x100
+#define OFF__KPRCB__CpuType 0x40
+#define OFF__KPRCB__CpuID 0x41
+#define OFF__KPRCB__CpuStep 0x42
+#define OFF__KPRCB__CpuModel 0x43
+#define OFF__KPRCB__MHz 0x44
+#define OFF__KPRCB__MinorVersion 0x88
+#define OFF__KPRCB__MajorVersion 0x8a
+#define OFF__KPRCB__BuildType 0x8c
+#define OFF__KPRCB__CpuVendor 0x8d
+#define OFF__KPRCB__CoresPerPhysicalProcessor 0x98
+#define OFF__KPRCB__LogicalProcessorsPerCore 0x9c
+#define OFF__KPRCB__Group 0xd0
+#define OFF__KPRCB__GroupSetMember 0xc8
+#define OFF__KPRCB__GroupIndex 0xd1
+#define OFF__KPRCB__InitialApicId 0xd4
+#define OFF__KPRCB__KernelDirectoryTableBase 0x8e80
+#define OFF__KPRCB__RspBaseShadow 0x8e88
+#define OFF__KPRCB__UserRspShadow 0x8e90
+#define OFF__KPRCB__ShadowFlags 0x8e98
+#define OFF__KPRCB__Context 0x85c0
+#define HAVE__KPRCB__ContextFlagsInit 1
+#define OFF__KPRCB__ContextFlagsInit 0x85c8
+#define OFF__KPRCB__KeSystemCalls 0x2d38
+#define OFF__KPRCB__KeContextSwitches 0x2d3c
+#define OFF__KPRCB__InterruptCount 0x7e80
+#define OFF__KPRCB__KernelTime 0x7e84
+#define OFF__KPRCB__UserTime 0x7e88
+#define OFF__KPRCB__DpcTime 0x7e8c
+#define OFF__KPRCB__InterruptTime 0x7e90
+#define OFF__KPRCB__PageColor 0x7f10
+#define OFF__KPRCB__NodeColor 0x7f14
+#define OFF__KPRCB__IpiFrozen 0x2d88
+#define OFF__KPRCB__InterruptRequest 0x6
+#define OFF__KPRCB__IdleSchedule 0x312b
+#define OFF__KPRCB__DispatcherReadyListHead 0x7c80
+#define OFF__KPRCB__ReadySummary 0x7c18
+#define OFF__KPRCB__WaitListHead 0x7c00
+#define OFF__KPRCB__VendorString 0x8590
+#define OFF__KPRCB__FeatureBits 0x85a0
+#define OFF__KPRCB__UpdateSignature 0x85a8
+#define OFF__KPRCB__MmPageFaultCount 0x2d10
+#define OFF__KPRCB__MmCopyOnWriteCount 0x2d14
+#define OFF__KPRCB__MmTransitionCount 0x2d18
+#define OFF__KPRCB__MmDemandZeroCount 0x2d1c
+#define OFF__KPRCB__MmPageReadCount 0x2d20
+#define OFF__KPRCB__MmDirtyPagesWriteCount 0x2d28
+#define OFF__KPRCB__WheaInfo 0x8320
+#define OFF__KPRCB__HypercallPageList 0x8340
+#define OFF__KPRCB__VirtualApicAssist 0x8388
+#define OFF__KPRCB__ClockKeepAlive 0x7be0
+#define OFF__KPRCB__TimerTable 0x3940
+#define HAVE__KPRCB__PrcbFlags 1
+#define OFF__KPRCB__PrcbFlags 0xec
+#define OFF__KPRCB__DpcData 0x30c0
+#define OFF__KPRCB__QuantumEnd 0x3129
+#define OFF__KPRCB__DpcStack 0x3110
+#define OFF__KPRCB__PowerState 0x8000
+#define SIZEOF__DISPATCHER_HEADER 0x18
+#define OFF__DISPATCHER_HEADER__Type 0x0
+#define OFF__DISPATCHER_HEADER__Size 0x2
+#define OFF__DISPATCHER_HEADER__SignalState 0x4
+#define OFF__DISPATCHER_HEADER__WaitListHead 0x8
+#define OFF__DISPATCHER_HEADER__Lock 0x0
+#define HAVE__DISPATCHER_HEADER__LockNV 1
+#define OFF__DISPATCHER_HEADER__LockNV 0x0
+#define SIZEOF__KEVENT 0x18
+#define SIZEOF__KSEMAPHORE 0x20
+#define SIZEOF__KGATE 0x18
+#define SIZEOF__KTIMER 0x40
+#define OFF__KTIMER__Header 0x0
+#define OFF__KTIMER__DueTime 0x18
+#define OFF__KTIMER__TimerListEntry 0x20
+#define OFF__KTIMER__Dpc 0x30
+#define OFF__KTIMER__Processor 0x38
+#define OFF__KTIMER__Period 0x3c
+#define SIZEOF__KDPC 0x40
+#define OFF__KDPC__Type 0x0
+#define OFF__KDPC__Importance 0x1
+#define OFF__KDPC__Number 0x2
+#define OFF__KDPC__DpcListEntry 0x8
+#define OFF__KDPC__DeferredRoutine 0x18
+#define OFF__KDPC__DeferredContext 0x20
+#define OFF__KDPC__SystemArgument1 0x28
+#define OFF__KDPC__SystemArgument2 0x30
+#define OFF__KDPC__DpcData 0x38
+#define SIZEOF__KAPC 0x58
+#define SIZEOF__KAPC_STATE 0x30
+#define SIZEOF__KWAIT_BLOCK 0x30
+#define OFF__KWAIT_BLOCK__WaitListEntry 0x0
+#define OFF__KWAIT_BLOCK__WaitType 0x10
+#define OFF__KWAIT_BLOCK__BlockState 0x11
+#define OFF__KWAIT_BLOCK__WaitKey 0x12
+#define OFF__KWAIT_BLOCK__Thread 0x18
+#define OFF__KWAIT_BLOCK__Object 0x20
+#define HAVE__KWAIT_BLOCK__SparePtr 1
+#define OFF__KWAIT_BLOCK__SparePtr 0x28
+#define SIZEOF__KSYSTEM_TIME 0xc
+#define SIZEOF__KUSER_SHARED_DATA 0x720
+#define OFF__KUSER_SHARED_DATA__TickCountLowDeprecated 0x0
+#define OFF__KUSER_SHARED_DATA__TickCountMultiplier 0x4
+#define OFF__KUSER_SHARED_DATA__InterruptTime 0x8
+#define OFF__KUSER_SHARED_DATA__SystemTime 0x14
+#define OFF__KUSER_SHARED_DATA__TimeZoneBias 0x20
+#define OFF__KUSER_SHARED_DATA__ImageNumberLow 0x2c
+#define OFF__KUSER_SHARED_DATA__ImageNumberHigh 0x2e
+#define OFF__KUSER_SHARED_DATA__NtSystemRoot 0x30
+#define HAVE__KUSER_SHARED_DATA__NtBuildNumber 1
+#define OFF__KUSER_SHARED_DATA__NtBuildNumber 0x260
+#define OFF__KUSER_SHARED_DATA__NtProductType 0x264
+#define OFF__KUSER_SHARED_DATA__ProductTypeIsValid 0x268
+#define HAVE__KUSER_SHARED_DATA__NativeProcessorArchitecture 1
+#define OFF__KUSER_SHARED_DATA__NativeProcessorArchitecture 0x26a
+#define OFF__KUSER_SHARED_DATA__NtMajorVersion 0x26c
+#define OFF__KUSER_SHARED_DATA__NtMinorVersion 0x270
+#define OFF__KUSER_SHARED_DATA__ProcessorFeatures 0x274
+#define OFF__KUSER_SHARED_DATA__AlternativeArchitecture 0x2c0
+#define HAVE__KUSER_SHARED_DATA__BootId 1
+#define OFF__KUSER_SHARED_DATA__BootId 0x2c4
+#define OFF__KUSER_SHARED_DATA__SuiteMask 0x2d0
+#define OFF__KUSER_SHARED_DATA__KdDebuggerEnabled 0x2d4
+#define OFF__KUSER_SHARED_DATA__DismountCount 0x2dc
+#define OFF__KUSER_SHARED_DATA__ComPlusPackage 0x2e0
+#define OFF__KUSER_SHARED_DATA__LastSystemRITEventTickCount 0x2e4
+#define OFF__KUSER_SHARED_DATA__NumberOfPhysicalPages 0x2e8
+#define OFF__KUSER_SHARED_DATA__SafeBootMode 0x2ec
+#define OFF__KUSER_SHARED_DATA__SharedDataFlags 0x2f0
+#define OFF__KUSER_SHARED_DATA__TestRetInstruction 0x2f8
+#define HAVE__KUSER_SHARED_DATA__SystemCall 1
+#define OFF__KUSER_SHARED_DATA__SystemCall 0x308
+#define HAVE__KUSER_SHARED_DATA__QpcFrequency 1
+#define OFF__KUSER_SHARED_DATA__QpcFrequency 0x300
+#define OFF__KUSER_SHARED_DATA__TickCount 0x320
+#define OFF__KUSER_SHARED_DATA__TickCountQuad 0x320
+#define OFF__KUSER_SHARED_DATA__Cookie 0x330
+#define OFF__KUSER_SHARED_DATA__ConsoleSessionForegroundProcessId 0x338
+#define OFF__KUSER_SHARED_DATA__ActiveProcessorCount 0x3c0
+#define OFF__KUSER_SHARED_DATA__ActiveGroupCount 0x3c4
+#define OFF__KUSER_SHARED_DATA__LargePageMinimum 0x244
+#define OFF__KUSER_SHARED_DATA__UserModeGlobalLogger 0x380
+#define OFF__KUSER_SHARED_DATA__ImageFileExecutionOptions 0x3a0
+#define OFF__KUSER_SHARED_DATA__LangGenerationCount 0x3a4
+#define OFF__KUSER_SHARED_DATA__InterruptTimeBias 0x3b0
+#define HAVE__KUSER_SHARED_DATA__QpcBias 1
+#define OFF__KUSER_SHARED_DATA__QpcBias 0x3b8
+#define HAVE__KUSER_SHARED_DATA__QpcData 1
+#define OFF__KUSER_SHARED_DATA__QpcData 0x3c6
+#define SIZEOF__KAFFINITY_EX 0xa8
+#define OFF__KAFFINITY_EX__Count 0x0
+#define OFF__KAFFINITY_EX__Size 0x2
+#define OFF__KAFFINITY_EX__Bitmap 0x8
+#define SIZEOF__GROUP_AFFINITY 0x10
+#define SIZEOF__KPROCESS 0x438
+#define OFF__KPROCESS__Header 0x0
+#define OFF__KPROCESS__ProfileListHead 0x18
+#define OFF__KPROCESS__DirectoryTableBase 0x28
+#define OFF__KPROCESS__UserDirectoryTableBase 0x388
+#define OFF__KPROCESS__ThreadListHead 0x30
+#define OFF__KPROCESS__ProcessLock 0x40
+#define OFF__KPROCESS__Affinity 0x50
+#define OFF__KPROCESS__ActiveProcessors 0x170
+#define OFF__KPROCESS__ReadyListHead 0x158
+#define OFF__KPROCESS__SwapListEntry 0x168
+#define OFF__KPROCESS__BasePriority 0x280
+#define OFF__KPROCESS__QuantumReset 0x281
+#define OFF__KPROCESS__Visited 0x282
+#define OFF__KPROCESS__Flags 0x283
+#define OFF__KPROCESS__StackCount 0x348
+#define OFF__KPROCESS__ProcessListEntry 0x350
+#define OFF__KPROCESS__CycleTime 0x360
+#define HAVE__KPROCESS__ContextSwitches 1
+#define OFF__KPROCESS__ContextSwitches 0x368
+#define OFF__KPROCESS__KernelTime 0x37c
+#define OFF__KPROCESS__UserTime 0x380
+#define OFF__KPROCESS__AddressPolicy 0x390
+#define OFF__KPROCESS__InstrumentationCallback 0x3d8
+#define OFF__KPROCESS__IdealNode 0x304
+#define OFF__KPROCESS__ThreadSeed 0x284
+#define HAVE__KPROCESS__IdealProcessor 1
+#define OFF__KPROCESS__IdealProcessor 0x2c4
+#define HAVE__KPROCESS__SecureState 1
+#define OFF__KPROCESS__SecureState 0x3e0
+#define SIZEOF__SE_AUDIT_PROCESS_CREATION_INFO 0x8
+#define SIZEOF__MMSUPPORT_FLAGS 0x4
+#define SIZEOF__MMSUPPORT_INSTANCE 0xc0
+#define SIZEOF__MMSUPPORT_SHARED 0x80
+#define SIZEOF__MMSUPPORT_FULL 0x140
+#define SIZEOF__ALPC_PROCESS_CONTEXT 0x20
+#define SIZEOF__PS_PROTECTION 0x1
+#define SIZEOF__EPROCESS 0xa40
+#define OFF__EPROCESS__Pcb 0x0
+#define OFF__EPROCESS__ProcessLock 0x438
+#define OFF__EPROCESS__CreateTime 0x468
+#define OFF__EPROCESS__ExitTime 0x840
+#define OFF__EPROCESS__RundownProtect 0x458
+#define OFF__EPROCESS__UniqueProcessId 0x440
+#define OFF__EPROCESS__ActiveProcessLinks 0x448
+#define OFF__EPROCESS__Flags2 0x460
+#define OFF__EPROCESS__Flags 0x464
+#define HAVE__EPROCESS__Flags3 1
+#define OFF__EPROCESS__Flags3 0x87c
+#define OFF__EPROCESS__ProcessQuotaUsage 0x470
+#define OFF__EPROCESS__ProcessQuotaPeak 0x480
+#define OFF__EPROCESS__PeakVirtualSize 0x490
+#define OFF__EPROCESS__VirtualSize 0x498
+#define OFF__EPROCESS__SessionProcessLinks 0x4a0
+#define OFF__EPROCESS__MmProcessLinks 0x7c0
+#define OFF__EPROCESS__ExceptionPortData 0x4b0
+#define OFF__EPROCESS__ExceptionPortValue 0x4b0
+#define OFF__EPROCESS__Token 0x4b8
+#define HAVE__EPROCESS__MmReserved 1
+#define OFF__EPROCESS__MmReserved 0x4c0
+#define OFF__EPROCESS__AddressCreationLock 0x4c8
+#define HAVE__EPROCESS__PageTableCommitmentLock 1
+#define OFF__EPROCESS__PageTableCommitmentLock 0x4d0
+#define OFF__EPROCESS__RotateInProgress 0x4d8
+#define OFF__EPROCESS__ForkInProgress 0x4e0
+#define HAVE__EPROCESS__CommitChargeJob 1
+#define OFF__EPROCESS__CommitChargeJob 0x4e8
+#define OFF__EPROCESS__CloneRoot 0x4f0
+#define OFF__EPROCESS__NumberOfPrivatePages 0x4f8
+#define OFF__EPROCESS__NumberOfLockedPages 0x500
+#define OFF__EPROCESS__Win32Process 0x508
+#define OFF__EPROCESS__Job 0x510
+#define OFF__EPROCESS__SectionObject 0x518
+#define OFF__EPROCESS__SectionBaseAddress 0x520
+#define OFF__EPROCESS__Cookie 0x528
+#define OFF__EPROCESS__WorkingSetWatch 0x530
+#define OFF__EPROCESS__Win32WindowStation 0x538
+#define OFF__EPROCESS__InheritedFromUniqueProcessId 0x540
+#define HAVE__EPROCESS__OwnerProcessId 1
+#define OFF__EPROCESS__OwnerProcessId 0x548
+#define OFF__EPROCESS__Peb 0x550
+#define OFF__EPROCESS__Session 0x558
+#define HAVE__EPROCESS__Spare1 1
+#define OFF__EPROCESS__Spare1 0x560
+#define OFF__EPROCESS__QuotaBlock 0x568
+#define OFF__EPROCESS__ObjectTable 0x570
+#define OFF__EPROCESS__DebugPort 0x578
+#define HAVE__EPROCESS__WoW64Process 1
+#define OFF__EPROCESS__WoW64Process 0x580
+#define OFF__EPROCESS__DeviceMap 0x588
+#define OFF__EPROCESS__EtwDataSource 0x590
+#define OFF__EPROCESS__PageDirectoryPte 0x598
+#define HAVE__EPROCESS__ImageFilePointer 1
+#define OFF__EPROCESS__ImageFilePointer 0x5a0
+#define OFF__EPROCESS__ImageFileName 0x5a8
+#define OFF__EPROCESS__PriorityClass 0x5b7
+#define OFF__EPROCESS__SecurityPort 0x5b8
+#define OFF__EPROCESS__SeAuditProcessCreationInfo 0x5c0
+#define OFF__EPROCESS__JobLinks 0x5c8
+#define OFF__EPROCESS__HighestUserAddress 0x5d8
+#define OFF__EPROCESS__ThreadListHead 0x5e0
+#define OFF__EPROCESS__ActiveThreads 0x5f0
+#define OFF__EPROCESS__ImagePathHash 0x5f4
+#define OFF__EPROCESS__DefaultHardErrorProcessing 0x5f8
+#define OFF__EPROCESS__LastThreadExitStatus 0x5fc
+#define OFF__EPROCESS__PrefetchTrace 0x600
+#define OFF__EPROCESS__LockedPagesList 0x608
+#define OFF__EPROCESS__ReadOperationCount 0x610
+#define OFF__EPROCESS__WriteOperationCount 0x618
+#define OFF__EPROCESS__OtherOperationCount 0x620
+#define OFF__EPROCESS__ReadTransferCount 0x628
+#define OFF__EPROCESS__WriteTransferCount 0x630
+#define OFF__EPROCESS__OtherTransferCount 0x638
+#define OFF__EPROCESS__CommitChargeLimit 0x640
+#define OFF__EPROCESS__CommitCharge 0x648
+#define OFF__EPROCESS__CommitChargePeak 0x650
+#define OFF__EPROCESS__Vm 0x680
+#define OFF__EPROCESS__ModifiedPageCount 0x7d0
+#define OFF__EPROCESS__ExitStatus 0x7d4
+#define OFF__EPROCESS__VadRoot 0x7d8
+#define HAVE__EPROCESS__VadHint 1
+#define OFF__EPROCESS__VadHint 0x7e0
+#define HAVE__EPROCESS__VadCount 1
+#define OFF__EPROCESS__VadCount 0x7e8
+#define HAVE__EPROCESS__VadPhysicalPages 1
+#define OFF__EPROCESS__VadPhysicalPages 0x7f0
+#define HAVE__EPROCESS__VadPhysicalPagesLimit 1
+#define OFF__EPROCESS__VadPhysicalPagesLimit 0x7f8
+#define OFF__EPROCESS__AlpcContext 0x800
+#define OFF__EPROCESS__TimerResolutionLink 0x820
+#define OFF__EPROCESS__RequestedTimerResolution 0x838
+#define OFF__EPROCESS__SmallestTimerResolution 0x83c
+#define HAVE__EPROCESS__InvertedFunctionTable 1
+#define OFF__EPROCESS__InvertedFunctionTable 0x848
+#define OFF__EPROCESS__ActiveThreadsHighWatermark 0x858
+#define HAVE__EPROCESS__LargePrivateVadCount 1
+#define OFF__EPROCESS__LargePrivateVadCount 0x85c
+#define HAVE__EPROCESS__SvmData 1
+#define OFF__EPROCESS__SvmData 0x888
+#define HAVE__EPROCESS__SharedCommitLock 1
+#define OFF__EPROCESS__SharedCommitLock 0x930
+#define HAVE__EPROCESS__SharedCommitLinks 1
+#define OFF__EPROCESS__SharedCommitLinks 0x938
+#define HAVE__EPROCESS__Protection 1
+#define OFF__EPROCESS__Protection 0x87a
+#define HAVE__EPROCESS__SignatureLevel 1
+#define OFF__EPROCESS__SignatureLevel 0x878
+#define HAVE__EPROCESS__SectionSignatureLevel 1
+#define OFF__EPROCESS__SectionSignatureLevel 0x879
+#define OFF__EPROCESS__SequenceNumber 0x8f8
+#define OFF__EPROCESS__CreateInterruptTime 0x900
+#define OFF__EPROCESS__CreateUnbiasedInterruptTime 0x908
+#define HAVE__EPROCESS__TotalUnbiasedFrozenTime 1
+#define OFF__EPROCESS__TotalUnbiasedFrozenTime 0x910
+#define HAVE__EPROCESS__LastAppStateUpdateTime 1
+#define OFF__EPROCESS__LastAppStateUpdateTime 0x918
+#define HAVE__EPROCESS__EnclaveTable 1
+#define OFF__EPROCESS__EnclaveTable 0x8c8
+#define HAVE__EPROCESS__EnclaveNumber 1
+#define OFF__EPROCESS__EnclaveNumber 0x8d0
+#define HAVE__EPROCESS__VmContext 1
+#define OFF__EPROCESS__VmContext 0x8f0
+#define HAVE__EPROCESS__ProcessTimerDelay 1
+#define OFF__EPROCESS__ProcessTimerDelay 0x970
+#define HAVE__EPROCESS__MitigationFlags 1
+#define OFF__EPROCESS__MitigationFlags 0x9d0
+#define HAVE__EPROCESS__MitigationFlagsValues 1
+#define OFF__EPROCESS__MitigationFlagsValues 0x9d0
+#define HAVE__EPROCESS__MitigationFlags2 1
+#define OFF__EPROCESS__MitigationFlags2 0x9d4
+#define HAVE__EPROCESS__PartitionObject 1
+#define OFF__EPROCESS__PartitionObject 0x9d8
+#define OFF__EPROCESS__SecurityDomain 0x9e0
+#define HAVE__EPROCESS__ParentSecurityDomain 1
+#define OFF__EPROCESS__ParentSecurityDomain 0x9e8
+#define HAVE__EPROCESS__SystemProcess 1
+#define HAVE__EPROCESS__Minimal 1
+#define OFF__EPROCESS__Pcb_DirectoryTableBase 0x28
+#define OFF__EPROCESS__Pcb_UserDirectoryTableBase 0x388
+#define OFF__EPROCESS__Pcb_ThreadListHead 0x30
+#define SIZEOF__OBJECT_NAME_INFORMATION 0x10
+#define HAVE__PS_PROTECTION 1
+#define SIZEOF__KTHREAD 0x430
+#define OFF__KTHREAD__Header 0x0
+#define OFF__KTHREAD__SListFaultAddress 0x18
+#define OFF__KTHREAD__QuantumTarget 0x20
+#define OFF__KTHREAD__InitialStack 0x28
+#define OFF__KTHREAD__StackLimit 0x30
+#define OFF__KTHREAD__StackBase 0x38
+#define OFF__KTHREAD__ThreadLock 0x40
+#define OFF__KTHREAD__CycleTime 0x48
+#define HAVE__KTHREAD__CurrentRunTime 1
+#define OFF__KTHREAD__CurrentRunTime 0x50
+#define HAVE__KTHREAD__ExpectedRunTime 1
+#define OFF__KTHREAD__ExpectedRunTime 0x54
+#define OFF__KTHREAD__KernelStack 0x58
+#define OFF__KTHREAD__StateSaveArea 0x60
+#define OFF__KTHREAD__WaitRegister 0x70
+#define OFF__KTHREAD__Running 0x71
+#define OFF__KTHREAD__Alerted 0x72
+#define OFF__KTHREAD__MiscFlags 0x74
+#define OFF__KTHREAD__ThreadFlags 0x78
+#define HAVE__KTHREAD__Tag 1
+#define OFF__KTHREAD__Tag 0x7c
+#define OFF__KTHREAD__SystemCallNumber 0x80
+#define HAVE__KTHREAD__ReadyTime 1
+#define OFF__KTHREAD__ReadyTime 0x84
+#define OFF__KTHREAD__FirstArgument 0x88
+#define OFF__KTHREAD__TrapFrame 0x90
+#define OFF__KTHREAD__ApcState 0x98
+#define OFF__KTHREAD__Priority 0xc3
+#define OFF__KTHREAD__UserIdealProcessor 0xc4
+#define OFF__KTHREAD__WaitStatus 0xc8
+#define OFF__KTHREAD__WaitBlockList 0xd0
+#define OFF__KTHREAD__WaitListEntry 0xd8
+#define OFF__KTHREAD__SwapListEntry 0xd8
+#define OFF__KTHREAD__Queue 0xe8
+#define OFF__KTHREAD__Teb 0xf0
+#define OFF__KTHREAD__Timer 0x100
+#define OFF__KTHREAD__WaitBlock 0x140
+#define OFF__KTHREAD__State 0x184
+#define OFF__KTHREAD__WaitIrql 0x186
+#define OFF__KTHREAD__WaitMode 0x187
+#define OFF__KTHREAD__WaitTime 0x1b4
+#define OFF__KTHREAD__ContextSwitches 0x154
+#define OFF__KTHREAD__Win32Thread 0x1c8
+#define OFF__KTHREAD__KernelApcDisable 0x1e4
+#define OFF__KTHREAD__SpecialApcDisable 0x1e6
+#define OFF__KTHREAD__CombinedApcDisable 0x1e4
+#define OFF__KTHREAD__QueueListEntry 0x208
+#define OFF__KTHREAD__NextProcessor 0x218
+#define HAVE__KTHREAD__QueuePriority 1
+#define OFF__KTHREAD__QueuePriority 0x21c
+#define OFF__KTHREAD__Process 0x220
+#define OFF__KTHREAD__UserAffinity 0x228
+#define OFF__KTHREAD__PreviousMode 0x232
+#define OFF__KTHREAD__BasePriority 0x233
+#define OFF__KTHREAD__PriorityDecrement 0x234
+#define OFF__KTHREAD__Preempted 0x235
+#define OFF__KTHREAD__AdjustReason 0x236
+#define OFF__KTHREAD__AdjustIncrement 0x237
+#define OFF__KTHREAD__Affinity 0x240
+#define OFF__KTHREAD__ApcStateIndex 0x24a
+#define OFF__KTHREAD__IdealProcessor 0x24c
+#define OFF__KTHREAD__NpxState 0x250
+#define OFF__KTHREAD__SavedApcState 0x258
+#define OFF__KTHREAD__WaitReason 0x283
+#define OFF__KTHREAD__SuspendCount 0x284
+#define HAVE__KTHREAD__SuspendEvent 1
+#define OFF__KTHREAD__SuspendEvent 0x2e0
+#define OFF__KTHREAD__ThreadListEntry 0x2f8
+#define OFF__KTHREAD__MutantListHead 0x308
+#define OFF__KTHREAD__KernelTime 0x28c
+#define OFF__KTHREAD__UserTime 0x2dc
+#define OFF__KTHREAD__QuantumReset 0x28b
+#define HAVE__KTHREAD__CallbackNestingLevel 1
+#define OFF__KTHREAD__CallbackNestingLevel 0x2db
+#define HAVE__KTHREAD__KeReferenceCount 1
+#define OFF__KTHREAD__KeReferenceCount 0x364
+#define OFF__KTHREAD__ReadOperationCount 0x380
+#define OFF__KTHREAD__WriteOperationCount 0x388
+#define OFF__KTHREAD__OtherOperationCount 0x390
+#define OFF__KTHREAD__ReadTransferCount 0x398
+#define OFF__KTHREAD__WriteTransferCount 0x3a0
+#define OFF__KTHREAD__OtherTransferCount 0x3a8
+#define SIZEOF__ETHREAD 0x898
+#define OFF__ETHREAD__Tcb 0x0
+#define OFF__ETHREAD__CreateTime 0x430
+#define OFF__ETHREAD__ExitTime 0x438
+#define OFF__ETHREAD__ExitStatus 0x548
+#define OFF__ETHREAD__StartAddress 0x450
+#define OFF__ETHREAD__Cid 0x478
+#define OFF__ETHREAD__ThreadListEntry 0x4e8
+#define OFF__ETHREAD__IrpList 0x4b0
+#define OFF__ETHREAD__TopLevelIrp 0x4c0
+#define OFF__ETHREAD__Win32StartAddress 0x4d0
+#define OFF__ETHREAD__CrossThreadFlags 0x510
+#define OFF__ETHREAD__SameThreadPassiveFlags 0x514
+#define OFF__ETHREAD__SameThreadApcFlags 0x518
+#define OFF__ETHREAD__RundownProtect 0x4f8
+#define OFF__ETHREAD__ThreadLock 0x500
+#define OFF__ETHREAD__ReadClusterSize 0x508
+#define HAVE__ETHREAD__ThreadName 1
+#define OFF__ETHREAD__ThreadName 0x610
+#define OFF__ETHREAD__ActiveFaultCount 0x51e
+#define OFF__ETHREAD__KernelStackReference 0x55c
+#define OFF__ETHREAD__ClientSecurity 0x4a8
+#define OFF__ETHREAD__CacheManagerActive 0x51c
+#define OFF__ETHREAD__DisablePageFaultClustering 0x51d
+#define HAVE__ETHREAD__OwnsVadExclusive 1
+#define HAVE__ETHREAD__OwnsVadShared 1
+#define OFF__ETHREAD__Tcb_KernelStack 0x58
+#define OFF__ETHREAD__Tcb_InitialStack 0x28
+#define OFF__ETHREAD__Tcb_StackBase 0x38
+#define OFF__ETHREAD__Tcb_StackLimit 0x30
+#define OFF__ETHREAD__Tcb_TrapFrame 0x90
+#define OFF__ETHREAD__Tcb_Process 0x220
+#define OFF__ETHREAD__Tcb_PreviousMode 0x232
+#define OFF__ETHREAD__Tcb_ApcState_Process 0xb8
+#define SIZEOF__PEB 0x7c8
+#define OFF__PEB__InheritedAddressSpace 0x0
+#define OFF__PEB__ReadImageFileExecOptions 0x1
+#define OFF__PEB__BeingDebugged 0x2
+#define OFF__PEB__BitField 0x3
+#define OFF__PEB__Mutant 0x8
+#define OFF__PEB__ImageBaseAddress 0x10
+#define OFF__PEB__Ldr 0x18
+#define OFF__PEB__ProcessParameters 0x20
+#define OFF__PEB__SubSystemData 0x28
+#define OFF__PEB__ProcessHeap 0x30
+#define OFF__PEB__FastPebLock 0x38
+#define OFF__PEB__KernelCallbackTable 0x58
+#define OFF__PEB__ApiSetMap 0x68
+#define OFF__PEB__TlsBitmap 0x78
+#define OFF__PEB__TlsBitmapBits 0x80
+#define OFF__PEB__ReadOnlySharedMemoryBase 0x88
+#define OFF__PEB__AnsiCodePageData 0xa0
+#define OFF__PEB__OemCodePageData 0xa8
+#define OFF__PEB__UnicodeCaseTableData 0xb0
+#define OFF__PEB__NumberOfProcessors 0xb8
+#define OFF__PEB__NtGlobalFlag 0xbc
+#define OFF__PEB__CriticalSectionTimeout 0xc0
+#define OFF__PEB__HeapSegmentReserve 0xc8
+#define OFF__PEB__HeapSegmentCommit 0xd0
+#define OFF__PEB__NumberOfHeaps 0xe8
+#define OFF__PEB__MaximumNumberOfHeaps 0xec
+#define OFF__PEB__ProcessHeaps 0xf0
+#define OFF__PEB__GdiSharedHandleTable 0xf8
+#define OFF__PEB__LoaderLock 0x110
+#define OFF__PEB__OSMajorVersion 0x118
+#define OFF__PEB__OSMinorVersion 0x11c
+#define OFF__PEB__OSBuildNumber 0x120
+#define OFF__PEB__OSCSDVersion 0x122
+#define OFF__PEB__OSPlatformId 0x124
+#define OFF__PEB__ImageSubsystem 0x128
+#define OFF__PEB__ImageSubsystemMajorVersion 0x12c
+#define OFF__PEB__ImageSubsystemMinorVersion 0x130
+#define OFF__PEB__SessionId 0x2c0
+#define OFF__PEB__CSDVersion 0x2e8
+#define OFF__PEB__MinimumStackCommit 0x318
+#define SIZEOF__PEB_LDR_DATA 0x58
+#define SIZEOF__LDR_DATA_TABLE_ENTRY 0x120
+#define OFF__LDR_DATA_TABLE_ENTRY__InLoadOrderLinks 0x0
+#define OFF__LDR_DATA_TABLE_ENTRY__InMemoryOrderLinks 0x10
+#define OFF__LDR_DATA_TABLE_ENTRY__InInitializationOrderLinks 0x20
+#define OFF__LDR_DATA_TABLE_ENTRY__DllBase 0x30
+#define OFF__LDR_DATA_TABLE_ENTRY__EntryPoint 0x38
+#define OFF__LDR_DATA_TABLE_ENTRY__SizeOfImage 0x40
+#define OFF__LDR_DATA_TABLE_ENTRY__FullDllName 0x48
+#define OFF__LDR_DATA_TABLE_ENTRY__BaseDllName 0x58
+#define HAVE__LDR_DATA_TABLE_ENTRY__FlagGroup 1
+#define OFF__LDR_DATA_TABLE_ENTRY__FlagGroup 0x68
+#define OFF__LDR_DATA_TABLE_ENTRY__Flags 0x68
+#define HAVE__LDR_DATA_TABLE_ENTRY__ImageDll 1
+#define HAVE__LDR_DATA_TABLE_ENTRY__EntryProcessed 1
+#define HAVE__LDR_DATA_TABLE_ENTRY__ObsoleteLoadCount 1
+#define OFF__LDR_DATA_TABLE_ENTRY__ObsoleteLoadCount 0x6c
+#define OFF__LDR_DATA_TABLE_ENTRY__TlsIndex 0x6e
+#define OFF__LDR_DATA_TABLE_ENTRY__HashLinks 0x70
+#define OFF__LDR_DATA_TABLE_ENTRY__TimeDateStamp 0x80
+#define HAVE__LDR_DATA_TABLE_ENTRY__Lock 1
+#define OFF__LDR_DATA_TABLE_ENTRY__Lock 0x90
+#define HAVE__LDR_DATA_TABLE_ENTRY__DdagNode 1
+#define OFF__LDR_DATA_TABLE_ENTRY__DdagNode 0x98
+#define HAVE__LDR_DATA_TABLE_ENTRY__NodeModuleLink 1
+#define OFF__LDR_DATA_TABLE_ENTRY__NodeModuleLink 0xa0
+#define HAVE__LDR_DATA_TABLE_ENTRY__BaseAddressIndexNode 1
+#define OFF__LDR_DATA_TABLE_ENTRY__BaseAddressIndexNode 0xc8
+#define HAVE__LDR_DATA_TABLE_ENTRY__MappingInfoIndexNode 1
+#define OFF__LDR_DATA_TABLE_ENTRY__MappingInfoIndexNode 0xe0
+#define OFF__LDR_DATA_TABLE_ENTRY__OriginalBase 0xf8
+#define OFF__LDR_DATA_TABLE_ENTRY__LoadTime 0x100
+#define HAVE__LDR_DATA_TABLE_ENTRY__BaseNameHashValue 1
+#define OFF__LDR_DATA_TABLE_ENTRY__BaseNameHashValue 0x108
+#define HAVE__LDR_DATA_TABLE_ENTRY__LoadReason 1
+#define OFF__LDR_DATA_TABLE_ENTRY__LoadReason 0x10c
+#define HAVE__LDR_DATA_TABLE_ENTRY__ReferenceCount 1
+#define OFF__LDR_DATA_TABLE_ENTRY__ReferenceCount 0x114
+#define SIZEOF__KLDR_DATA_TABLE_ENTRY 0xa0
+#define HAVE__KLDR_DATA_TABLE_ENTRY 1
+#define OFF__KLDR_DATA_TABLE_ENTRY__InLoadOrderLinks 0x0
+#define OFF__KLDR_DATA_TABLE_ENTRY__ExceptionTable 0x10
+#define OFF__KLDR_DATA_TABLE_ENTRY__ExceptionTableSize 0x18
+#define OFF__KLDR_DATA_TABLE_ENTRY__GpValue 0x20
+#define OFF__KLDR_DATA_TABLE_ENTRY__NonPagedDebugInfo 0x28
+#define OFF__KLDR_DATA_TABLE_ENTRY__DllBase 0x30
+#define OFF__KLDR_DATA_TABLE_ENTRY__EntryPoint 0x38
+#define OFF__KLDR_DATA_TABLE_ENTRY__SizeOfImage 0x40
+#define OFF__KLDR_DATA_TABLE_ENTRY__FullDllName 0x48
+#define OFF__KLDR_DATA_TABLE_ENTRY__BaseDllName 0x58
+#define OFF__KLDR_DATA_TABLE_ENTRY__Flags 0x68
+#define OFF__KLDR_DATA_TABLE_ENTRY__LoadCount 0x6c
+#define OFF__KLDR_DATA_TABLE_ENTRY__u1 0x6e
+#define OFF__KLDR_DATA_TABLE_ENTRY__SectionPointer 0x70
+#define OFF__KLDR_DATA_TABLE_ENTRY__CheckSum 0x78
+#define OFF__KLDR_DATA_TABLE_ENTRY__CoverageSectionSize 0x7c
+#define OFF__KLDR_DATA_TABLE_ENTRY__CoverageSection 0x80
+#define OFF__KLDR_DATA_TABLE_ENTRY__LoadedImports 0x88
+#define OFF__KLDR_DATA_TABLE_ENTRY__Spare 0x90
+#define OFF__KLDR_DATA_TABLE_ENTRY__SizeOfImageNotRounded 0x98
+#define OFF__KLDR_DATA_TABLE_ENTRY__TimeDateStamp 0x9c
+#define SIZEOF__NON_PAGED_DEBUG_INFO 0x20
+#define HAVE__NON_PAGED_DEBUG_INFO 1
+#define SIZEOF__TEB 0x1838
+#define OFF__TEB__NtTib 0x0
+#define OFF__TEB__EnvironmentPointer 0x38
+#define OFF__TEB__ClientId 0x40
+#define OFF__TEB__ActiveRpcHandle 0x50
+#define OFF__TEB__ThreadLocalStoragePointer 0x58
+#define OFF__TEB__ProcessEnvironmentBlock 0x60
+#define OFF__TEB__LastErrorValue 0x68
+#define OFF__TEB__CountOfOwnedCriticalSections 0x6c
+#define OFF__TEB__CurrentLocale 0x108
+#define OFF__TEB__RealClientId 0x7d8
+#define OFF__TEB__StaticUnicodeString 0x1258
+#define OFF__TEB__StaticUnicodeBuffer 0x1268
+#define OFF__TEB__DeallocationStack 0x1478
+#define OFF__TEB__TlsSlots 0x1480
+#define OFF__TEB__TlsLinks 0x1680
+#define OFF__TEB__GuaranteedStackBytes 0x1748
+#define OFF__TEB__SameTebFlags 0x17ee
+#define SIZEOF__CURDIR 0x18
+#define SIZEOF__STRING 0x10
+#define SIZEOF__RTL_DRIVE_LETTER_CURDIR 0x18
+#define SIZEOF__RTL_USER_PROCESS_PARAMETERS 0x440
+#define OFF__RTL_USER_PROCESS_PARAMETERS__MaximumLength 0x0
+#define OFF__RTL_USER_PROCESS_PARAMETERS__Length 0x4
+#define OFF__RTL_USER_PROCESS_PARAMETERS__Flags 0x8
+#define OFF__RTL_USER_PROCESS_PARAMETERS__DebugFlags 0xc
+#define OFF__RTL_USER_PROCESS_PARAMETERS__ConsoleHandle 0x10
+#define OFF__RTL_USER_PROCESS_PARAMETERS__ConsoleFlags 0x18
+#define OFF__RTL_USER_PROCESS_PARAMETERS__StandardInput 0x20
+#define OFF__RTL_USER_PROCESS_PARAMETERS__StandardOutput 0x28
+#define OFF__RTL_USER_PROCESS_PARAMETERS__StandardError 0x30
+#define OFF__RTL_USER_PROCESS_PARAMETERS__CurrentDirectory 0x38
+#define OFF__RTL_USER_PROCESS_PARAMETERS__DllPath 0x50
+#define OFF__RTL_USER_PROCESS_PARAMETERS__ImagePathName 0x60
+#define OFF__RTL_USER_PROCESS_PARAMETERS__CommandLine 0x70
+#define OFF__RTL_USER_PROCESS_PARAMETERS__Environment 0x80
+#define OFF__RTL_USER_PROCESS_PARAMETERS__WindowTitle 0xb0
+#define OFF__RTL_USER_PROCESS_PARAMETERS__DesktopInfo 0xc0
+#define OFF__RTL_USER_PROCESS_PARAMETERS__ShellInfo 0xd0
+#define OFF__RTL_USER_PROCESS_PARAMETERS__RuntimeData 0xe0
+#define OFF__RTL_USER_PROCESS_PARAMETERS__CurrentDirectores 0xf0
+#define OFF__RTL_USER_PROCESS_PARAMETERS__EnvironmentSize 0x3f0
+#define OFF__RTL_USER_PROCESS_PARAMETERS__EnvironmentVersion 0x3f8
+#define SIZEOF__OBJECT_HEADER 0x38
+#define OFF__OBJECT_HEADER__PointerCount 0x0
+#define OFF__OBJECT_HEADER__HandleCount 0x8
+#define OFF__OBJECT_HEADER__NextToFree 0x8
+#define OFF__OBJECT_HEADER__Lock 0x10
+#define OFF__OBJECT_HEADER__TypeIndex 0x18
+#define OFF__OBJECT_HEADER__TraceFlags 0x19
+#define OFF__OBJECT_HEADER__InfoMask 0x1a
+#define OFF__OBJECT_HEADER__Flags 0x1b
+#define HAVE__OBJECT_HEADER__NewObject 1
+#define HAVE__OBJECT_HEADER__KernelObject 1
+#define HAVE__OBJECT_HEADER__KernelOnlyAccess 1
+#define HAVE__OBJECT_HEADER__ExclusiveObject 1
+#define HAVE__OBJECT_HEADER__PermanentObject 1
+#define HAVE__OBJECT_HEADER__DefaultSecurityQuota 1
+#define HAVE__OBJECT_HEADER__SingleHandleEntry 1
+#define HAVE__OBJECT_HEADER__DeletedInline 1
+#define OFF__OBJECT_HEADER__ObjectCreateInfo 0x20
+#define OFF__OBJECT_HEADER__QuotaBlockCharged 0x20
+#define OFF__OBJECT_HEADER__SecurityDescriptor 0x28
+#define OFF__OBJECT_HEADER__Body 0x30
+#define SIZEOF__OBJECT_HEADER_NAME_INFO 0x20
+#define SIZEOF__OBJECT_HEADER_CREATOR_INFO 0x20
+#define SIZEOF__OBJECT_HEADER_HANDLE_INFO 0x10
+#define SIZEOF__OBJECT_HEADER_QUOTA_INFO 0x20
+#define SIZEOF__OBJECT_HEADER_PROCESS_INFO 0x10
+#define SIZEOF__GENERIC_MAPPING 0x10
+#define SIZEOF__OBJECT_TYPE_INITIALIZER 0x78
+#define SIZEOF__OBJECT_TYPE 0xd8
+#define OFF__OBJECT_TYPE__TypeList 0x0
+#define OFF__OBJECT_TYPE__Name 0x10
+#define OFF__OBJECT_TYPE__DefaultObject 0x20
+#define OFF__OBJECT_TYPE__Index 0x28
+#define OFF__OBJECT_TYPE__TotalNumberOfObjects 0x2c
+#define OFF__OBJECT_TYPE__TotalNumberOfHandles 0x30
+#define OFF__OBJECT_TYPE__HighWaterNumberOfObjects 0x34
+#define OFF__OBJECT_TYPE__HighWaterNumberOfHandles 0x38
+#define OFF__OBJECT_TYPE__TypeInfo 0x40
+#define OFF__OBJECT_TYPE__TypeLock 0xb8
+#define OFF__OBJECT_TYPE__Key 0xc0
+#define OFF__OBJECT_TYPE__CallbackList 0xc8
+#define OFF__OBJECT_TYPE_INITIALIZER__Length 0x0
+#define OFF__OBJECT_TYPE_INITIALIZER__ObjectTypeFlags 0x2
+#define OFF__OBJECT_TYPE_INITIALIZER__ObjectTypeCode 0x4
+#define OFF__OBJECT_TYPE_INITIALIZER__InvalidAttributes 0x8
+#define OFF__OBJECT_TYPE_INITIALIZER__GenericMapping 0xc
+#define OFF__OBJECT_TYPE_INITIALIZER__ValidAccessMask 0x1c
+#define OFF__OBJECT_TYPE_INITIALIZER__RetainAccess 0x20
+#define OFF__OBJECT_TYPE_INITIALIZER__PoolType 0x24
+#define OFF__OBJECT_TYPE_INITIALIZER__DefaultPagedPoolCharge 0x28
+#define OFF__OBJECT_TYPE_INITIALIZER__DefaultNonPagedPoolCharge 0x2c
+#define SIZEOF__HANDLE_TABLE_FREE_LIST 0x40
+#define SIZEOF__HANDLE_TABLE 0x80
+#define OFF__HANDLE_TABLE__NextHandleNeedingPool 0x0
+#define OFF__HANDLE_TABLE__ExtraInfoPages 0x4
+#define OFF__HANDLE_TABLE__TableCode 0x8
+#define OFF__HANDLE_TABLE__QuotaProcess 0x10
+#define OFF__HANDLE_TABLE__HandleTableList 0x18
+#define OFF__HANDLE_TABLE__UniqueProcessId 0x28
+#define OFF__HANDLE_TABLE__Flags 0x2c
+#define OFF__HANDLE_TABLE__HandleContentionEvent 0x30
+#define HAVE__HANDLE_TABLE__HandleTableLock 1
+#define OFF__HANDLE_TABLE__HandleTableLock 0x38
+#define HAVE__HANDLE_TABLE__FreeLists 1
+#define OFF__HANDLE_TABLE__FreeLists 0x40
+#define HAVE__HANDLE_TABLE__ActualEntry 1
+#define OFF__HANDLE_TABLE__ActualEntry 0x40
+#define OFF__HANDLE_TABLE__DebugInfo 0x60
+#define HAVE__HANDLE_TABLE_FREE_LIST 1
+#define SIZEOF__EXHANDLE 0x8
+#define SIZEOF__HANDLE_TABLE_ENTRY 0x10
+#define HAVE__HANDLE_TABLE_ENTRY__Unlocked 1
+#define HAVE__HANDLE_TABLE_ENTRY__RefCnt 1
+#define HAVE__HANDLE_TABLE_ENTRY__Attributes 1
+#define HAVE__HANDLE_TABLE_ENTRY__ObjectPointerBits 1
+#define HAVE__HANDLE_TABLE_ENTRY__GrantedAccessBits 1
+#define HAVE__HANDLE_TABLE_ENTRY__NextFreeHandleEntry 1
+#define OFF__HANDLE_TABLE_ENTRY__NextFreeHandleEntry 0x8
+#define HAVE__HANDLE_TABLE_ENTRY__LowValue 1
+#define OFF__HANDLE_TABLE_ENTRY__LowValue 0x0
+#define HAVE__HANDLE_TABLE_ENTRY__HighValue 1
+#define OFF__HANDLE_TABLE_ENTRY__HighValue 0x8
+#define SIZEOF__HANDLE_TABLE_ENTRY_INFO 0x8
+#define HAVE__EXHANDLE 1
+#define SIZEOF__OBJECT_DIRECTORY 0x158
+#define OFF__OBJECT_DIRECTORY__HashBuckets 0x0
+#define OFF__OBJECT_DIRECTORY__Lock 0x128
+#define OFF__OBJECT_DIRECTORY__DeviceMap 0x130
+#define SIZEOF__OBJECT_DIRECTORY_ENTRY 0x18
+#define SIZEOF__OBJECT_SYMBOLIC_LINK 0x28
+#define OFF__OBJECT_SYMBOLIC_LINK__CreationTime 0x0
+#define OFF__OBJECT_SYMBOLIC_LINK__LinkTarget 0x8
+#define OFF__OBJECT_SYMBOLIC_LINK__Flags 0x1c
+#define SIZEOF__DEVICE_MAP 0x48
+#define OFF__DEVICE_MAP__DosDevicesDirectory 0x0
+#define OFF__DEVICE_MAP__GlobalDosDevicesDirectory 0x8
+#define OFF__DEVICE_MAP__ReferenceCount 0x18
+#define OFF__DEVICE_MAP__DriveMap 0x1c
+#define OFF__DEVICE_MAP__DriveType 0x20
+#define SIZEOF__OBJECT_CREATE_INFORMATION 0x40
+#define OFF__OBJECT_CREATE_INFORMATION__Attributes 0x0
+#define OFF__OBJECT_CREATE_INFORMATION__RootDirectory 0x8
+#define OFF__OBJECT_CREATE_INFORMATION__ProbeMode 0x10
+#define SIZEOF__POOL_HEADER 0x10
+#define SIZEOF__POOL_TRACKER_BIG_PAGES 0x18
+#define SIZEOF__MMPTE_HARDWARE 0x8
+#define SIZEOF__MMPTE_PROTOTYPE 0x8
+#define SIZEOF__MMPTE_SOFTWARE 0x8
+#define SIZEOF__MMPTE_TIMESTAMP 0x8
+#define SIZEOF__MMPTE_TRANSITION 0x8
+#define SIZEOF__MMPTE_SUBSECTION 0x8
+#define SIZEOF__MMPTE_LIST 0x8
+#define SIZEOF__MMPTE 0x8
+#define OFF__MMPTE__u_Long 0x0
+#define OFF__MMPTE__u_VolatileLong 0x0
+#define OFF__MMPTE__u_Hard 0x0
+#define OFF__MMPTE__u_Proto 0x0
+#define OFF__MMPTE__u_Soft 0x0
+#define OFF__MMPTE__u_TimeStamp 0x0
+#define OFF__MMPTE__u_Trans 0x0
+#define OFF__MMPTE__u_Subsect 0x0
+#define OFF__MMPTE__u_List 0x0
+#define HAVE__MMPTE_HARDWARE__ReservedForHardware 1
+#define HAVE__MMPTE_HARDWARE__ReservedForSoftware 1
+#define HAVE__MMPTE_HARDWARE__WsleAge 1
+#define HAVE__MMPTE_HARDWARE__WsleProtection 1
+#define HAVE__MMPTE_PROTOTYPE__DemandFillProto 1
+#define HAVE__MMPTE_PROTOTYPE__HiberVerifyConverted 1
+#define HAVE__MMPTE_PROTOTYPE__Combined 1
+#define HAVE__MMPTE_SOFTWARE__PageFileReserved 1
+#define HAVE__MMPTE_SOFTWARE__PageFileAllocated 1
+#define HAVE__MMPTE_SOFTWARE__ColdPage 1
+#define HAVE__MMPTE_SOFTWARE__ShadowStack 1
+#define HAVE__MMPTE_TRANSITION__Spare 1
+#define HAVE__MMPTE_TRANSITION__IoTracker 1
+#define HAVE__MMPTE_SUBSECTION__ColdPage 1
+#define HAVE__MMPTE_SUBSECTION__ExecutePrivilege 1
+#define SIZEOF__MI_ACTIVE_PFN 0x8
+#define SIZEOF__MIPFNBLINK 0x8
+#define SIZEOF__MMPFNENTRY1 0x1
+#define SIZEOF__MMPFNENTRY3 0x1
+#define SIZEOF__MMPFN 0x30
+#define HAVE__MMPFN__ListEntry 1
+#define OFF__MMPFN__ListEntry 0x0
+#define HAVE__MMPFN__TreeNode 1
+#define OFF__MMPFN__TreeNode 0x0
+#define OFF__MMPFN__u1 0x0
+#define OFF__MMPFN__u2 0x18
+#define OFF__MMPFN__u3 0x20
+#define OFF__MMPFN__u4 0x28
+#define OFF__MMPFN__PteAddress 0x8
+#define OFF__MMPFN__PteLong 0x8
+#define OFF__MMPFN__OriginalPte 0x10
+#define HAVE__MMPFN__u1_Active 1
+#define OFF__MMPFN__u1_Active 0x0
+#define OFF__MMPFN__u1_Next 0x0
+#define OFF__MMPFN__u3_ReferenceCount 0x20
+#define OFF__MMPFN__u3_e1 0x22
+#define OFF__MMPFN__u3_e2_ReferenceCount 0x20
+#define HAVE__MMPFN__u3_e3 1
+#define OFF__MMPFN__u3_e3 0x23
+#define HAVE__MMPFN__u4_PfnExists 1
+#define HAVE__MMPFN__u4_PageIdentity 1
+#define HAVE__MMPFN__u4_EntireField 1
+#define OFF__MMPFN__u4_EntireField 0x28
+#define HAVE__MMPFN__u4_Partition 1
+#define HAVE__MMPFN__ViewCount 1
+#define OFF__MMPFN__ViewCount 0x27
+#define HAVE__MMPFNENTRY1 1
+#define HAVE__MMPFNENTRY3 1
+#define HAVE__MIPFNBLINK 1
+#define HAVE__MI_ACTIVE_PFN 1
+#define SIZEOF__MMPFNLIST 0x28
+#define OFF__MMPFNLIST__Total 0x0
+#define OFF__MMPFNLIST__ListName 0x8
+#define OFF__MMPFNLIST__Flink 0x10
+#define OFF__MMPFNLIST__Blink 0x18
+#define OFF__MMPFNLIST__Lock 0x20
+#define SIZEOF__PHYSICAL_MEMORY_RUN 0x10
+#define SIZEOF__PHYSICAL_MEMORY_DESCRIPTOR 0x20
+#define SIZEOF__MMVAD_FLAGS 0x4
+#define SIZEOF__MM_GRAPHICS_VAD_FLAGS 0x4
+#define SIZEOF__MM_PRIVATE_VAD_FLAGS 0x4
+#define SIZEOF__MM_SHARED_VAD_FLAGS 0x4
+#define SIZEOF__MMVAD_FLAGS1 0x4
+#define SIZEOF__MMVAD_SHORT 0x40
+#define HAVE__MMVAD_SHORT__VadNode 1
+#define OFF__MMVAD_SHORT__VadNode 0x0
+#define HAVE__MMVAD_SHORT__NextVad 1
+#define OFF__MMVAD_SHORT__NextVad 0x0
+#define HAVE__MMVAD_SHORT__ExtraCreateInfo 1
+#define OFF__MMVAD_SHORT__ExtraCreateInfo 0x8
+#define OFF__MMVAD_SHORT__StartingVpn 0x18
+#define OFF__MMVAD_SHORT__EndingVpn 0x1c
+#define HAVE__MMVAD_SHORT__StartingVpnHigh 1
+#define OFF__MMVAD_SHORT__StartingVpnHigh 0x20
+#define HAVE__MMVAD_SHORT__EndingVpnHigh 1
+#define OFF__MMVAD_SHORT__EndingVpnHigh 0x21
+#define HAVE__MMVAD_SHORT__CommitChargeHigh 1
+#define OFF__MMVAD_SHORT__CommitChargeHigh 0x22
+#define HAVE__MMVAD_SHORT__SpareNT64VadUChar 1
+#define OFF__MMVAD_SHORT__SpareNT64VadUChar 0x23
+#define HAVE__MMVAD_SHORT__ReferenceCount 1
+#define OFF__MMVAD_SHORT__ReferenceCount 0x24
+#define OFF__MMVAD_SHORT__PushLock 0x28
+#define OFF__MMVAD_SHORT__u_LongFlags 0x30
+#define OFF__MMVAD_SHORT__u_VadFlags 0x30
+#define HAVE__MMVAD_SHORT__u1_LongFlags1 1
+#define OFF__MMVAD_SHORT__u1_LongFlags1 0x34
+#define HAVE__MMVAD_SHORT__u1_VadFlags1 1
+#define OFF__MMVAD_SHORT__u1_VadFlags1 0x34
+#define HAVE__MMVAD_SHORT__EventList 1
+#define OFF__MMVAD_SHORT__EventList 0x38
+#define SIZEOF__MMVAD_FLAGS2 0x4
+#define SIZEOF__MI_VAD_SEQUENTIAL_INFO 0x8
+#define SIZEOF__MMVAD 0x88
+#define HAVE__MMVAD__Core 1
+#define OFF__MMVAD__Core 0x0
+#define OFF__MMVAD__u2_LongFlags2 0x40
+#define OFF__MMVAD__u2_VadFlags2 0x40
+#define OFF__MMVAD__Subsection 0x48
+#define OFF__MMVAD__FirstPrototypePte 0x50
+#define OFF__MMVAD__LastContiguousPte 0x58
+#define OFF__MMVAD__ViewLinks 0x60
+#define OFF__MMVAD__VadsProcess 0x70
+#define HAVE__MMVAD__u4 1
+#define OFF__MMVAD__u4 0x78
+#define HAVE__MMVAD__FileObject 1
+#define OFF__MMVAD__FileObject 0x80
+#define HAVE__MMVAD_FLAGS__PreferredNode 1
+#define HAVE__MMVAD_FLAGS__DeleteInProgress 1
+#define HAVE__MMVAD_FLAGS__Lock 1
+#define HAVE__MMVAD_FLAGS__LockContended 1
+#define HAVE__MMVAD_FLAGS__PageSize 1
+#define HAVE__MMVAD_FLAGS1 1
+#define HAVE__MMVAD_FLAGS2__Large 1
+#define HAVE__MMVAD_FLAGS2__TrimBehind 1
+#define HAVE__MMVAD_FLAGS2__NoValidationNeeded 1
+#define HAVE__MM_PRIVATE_VAD_FLAGS 1
+#define HAVE__MM_SHARED_VAD_FLAGS 1
+#define HAVE__MM_GRAPHICS_VAD_FLAGS 1
+#define HAVE__MI_VAD_SEQUENTIAL_INFO 1
+#define SIZEOF__MMSECTION_FLAGS 0x4
+#define SIZEOF__SECTION 0x40
+#define HAVE__SECTION 1
+#define SIZEOF__SEGMENT_FLAGS 0x4
+#define SIZEOF__SEGMENT 0x48
+#define OFF__SEGMENT__ControlArea 0x0
+#define OFF__SEGMENT__TotalNumberOfPtes 0x8
+#define OFF__SEGMENT__SegmentFlags 0xc
+#define OFF__SEGMENT__NumberOfCommittedPages 0x10
+#define OFF__SEGMENT__SizeOfSegment 0x18
+#define OFF__SEGMENT__BasedAddress 0x20
+#define OFF__SEGMENT__ExtendInfo 0x20
+#define OFF__SEGMENT__SegmentLock 0x28
+#define HAVE__SEGMENT__u1_CreatingProcessId 1
+#define OFF__SEGMENT__u1_CreatingProcessId 0x30
+#define OFF__SEGMENT__u1_ImageCommitment 0x30
+#define OFF__SEGMENT__u2_ImageInformation 0x38
+#define OFF__SEGMENT__u2_FirstMappedVa 0x38
+#define OFF__SEGMENT__PrototypePte 0x40
+#define SIZEOF__MMSECTION_FLAGS2 0x4
+#define SIZEOF__CONTROL_AREA 0x80
+#define OFF__CONTROL_AREA__Segment 0x0
+#define HAVE__CONTROL_AREA__ListHead 1
+#define OFF__CONTROL_AREA__ListHead 0x8
+#define OFF__CONTROL_AREA__NumberOfSectionReferences 0x18
+#define OFF__CONTROL_AREA__NumberOfPfnReferences 0x20
+#define OFF__CONTROL_AREA__NumberOfMappedViews 0x28
+#define OFF__CONTROL_AREA__NumberOfUserReferences 0x30
+#define OFF__CONTROL_AREA__u_LongFlags 0x38
+#define OFF__CONTROL_AREA__u_Flags 0x38
+#define HAVE__CONTROL_AREA__u1 1
+#define OFF__CONTROL_AREA__u1 0x3c
+#define OFF__CONTROL_AREA__FilePointer 0x40
+#define OFF__CONTROL_AREA__ControlAreaLock 0x48
+#define OFF__CONTROL_AREA__ModifiedWriteCount 0x4c
+#define OFF__CONTROL_AREA__WaitList 0x50
+#define HAVE__CONTROL_AREA__u2_e2_NumberOfSubsections 1
+#define OFF__CONTROL_AREA__u2_e2_NumberOfSubsections 0x60
+#define OFF__CONTROL_AREA__u2_e2_WritableUserReferences 0x5c
+#define OFF__CONTROL_AREA__u2_e2_NumberOfSystemCacheViews 0x58
+#define HAVE__CONTROL_AREA__u2_e2_SystemImage 1
+#define OFF__CONTROL_AREA__u2_e2_ImageRelocationStartBit 0x58
+#define HAVE__CONTROL_AREA__u2_e2_FlushInProgressCount 1
+#define OFF__CONTROL_AREA__u2_e2_FlushInProgressCount 0x60
+#define OFF__CONTROL_AREA__LockedPages 0x70
+#define HAVE__MMSECTION_FLAGS2 1
+#define SIZEOF__MMSUBSECTION_FLAGS 0x4
+#define SIZEOF__MI_SUBSECTION_ENTRY1 0x4
+#define SIZEOF__SUBSECTION 0x38
+#define OFF__SUBSECTION__ControlArea 0x0
+#define OFF__SUBSECTION__SubsectionBase 0x8
+#define OFF__SUBSECTION__NextSubsection 0x10
+#define OFF__SUBSECTION__PtesInSubsection 0x2c
+#define OFF__SUBSECTION__u_LongFlags 0x20
+#define OFF__SUBSECTION__u_SubsectionFlags 0x20
+#define OFF__SUBSECTION__StartingSector 0x24
+#define OFF__SUBSECTION__NumberOfFullSectors 0x28
+#define HAVE__SUBSECTION__u1 1
+#define OFF__SUBSECTION__u1 0x30
+#define HAVE__MI_SUBSECTION_ENTRY1 1
+#define SIZEOF__MSUBSECTION 0x90
+#define HAVE__MSUBSECTION 1
+#define HAVE__MSUBSECTION__Core 1
+#define OFF__MSUBSECTION__Core 0x0
+#define HAVE__MSUBSECTION__SubsectionNode 1
+#define OFF__MSUBSECTION__SubsectionNode 0x38
+#define SIZEOF__MMEXTEND_INFO 0x10
+#define SIZEOF__MAPPED_FILE_SEGMENT 0x30
+#define SIZEOF__SECTION_IMAGE_INFORMATION 0x40
+#define SIZEOF__MI_EXTRA_IMAGE_INFORMATION 0x10
+#define SIZEOF__MI_SECTION_IMAGE_INFORMATION 0x50
+#define OFF__MI_SECTION_IMAGE_INFORMATION__ExportedImageInformation 0x0
+#define OFF__MI_SECTION_IMAGE_INFORMATION__InternalImageInformation 0x40
+#define HAVE__MMSUPPORT_FULL 1
+#define OFF__MMSUPPORT_FULL__Instance 0x0
+#define OFF__MMSUPPORT_FULL__Shared 0xc0
+#define HAVE__MMSUPPORT_INSTANCE 1
+#define HAVE__MMSUPPORT_SHARED 1
+#define SIZEOF__MMPAGING_FILE 0x120
+#define OFF__MMPAGING_FILE__Size 0x0
+#define OFF__MMPAGING_FILE__MaximumSize 0x8
+#define OFF__MMPAGING_FILE__MinimumSize 0x10
+#define OFF__MMPAGING_FILE__FreeSpace 0x18
+#define OFF__MMPAGING_FILE__PeakUsage 0x20
+#define OFF__MMPAGING_FILE__HighestPage 0x28
+#define HAVE__MMPAGING_FILE__FreeReservationSpace 1
+#define OFF__MMPAGING_FILE__FreeReservationSpace 0x30
+#define OFF__MMPAGING_FILE__File 0x38
+#define OFF__MMPAGING_FILE__Entry 0x40
+#define OFF__MMPAGING_FILE__PageFileName 0x60
+#define HAVE__MMPAGING_FILE__Bitmaps 1
+#define OFF__MMPAGING_FILE__Bitmaps 0x70
+#define HAVE__MMPAGING_FILE__AllocationBitmapHint 1
+#define OFF__MMPAGING_FILE__AllocationBitmapHint 0x78
+#define HAVE__MMPAGING_FILE__LargestAllocationCluster 1
+#define OFF__MMPAGING_FILE__LargestAllocationCluster 0x7c
+#define OFF__MMPAGING_FILE__ToBeEvictedCount 0xc8
+#define HAVE__MMPAGING_FILE__WsSwapPagefile 1
+#define HAVE__MMPAGING_FILE__NoReservations 1
+#define HAVE__MMPAGING_FILE__VirtualStorePagefile 1
+#define HAVE__MMPAGING_FILE__SwapSupported 1
+#define HAVE__MMPAGING_FILE__NodeInserted 1
+#define HAVE__MMPAGING_FILE__StackNotified 1
+#define HAVE__MMPAGING_FILE__BackedBySCM 1
+#define OFF__MMPAGING_FILE__FileHandle 0xe0
+#define HAVE__MMPAGING_FILE__SpinLock 1
+#define OFF__MMPAGING_FILE__SpinLock 0xe8
+#define HAVE__MMPAGING_FILE__PageHash 1
+#define OFF__MMPAGING_FILE__PageHash 0xd8
+#define HAVE__MMPAGING_FILE__FlowThroughReadRoot 1
+#define OFF__MMPAGING_FILE__FlowThroughReadRoot 0xf0
+#define HAVE__MMPAGING_FILE__Partition 1
+#define OFF__MMPAGING_FILE__Partition 0xf8
+#define HAVE__MMPAGING_FILE__FileObjectNode 1
+#define OFF__MMPAGING_FILE__FileObjectNode 0x100
+#define SIZEOF__MI_PAGING_FILE_SPACE_BITMAPS 0x28
+#define HAVE__MI_PAGING_FILE_SPACE_BITMAPS 1
+#define SIZEOF__MI_HARDWARE_STATE 0x1c0
+#define SIZEOF__MI_SYSTEM_VA_STATE 0x4c0
+#define SIZEOF__MI_VISIBLE_STATE 0xcc0
+#define SIZEOF__MI_SYSTEM_INFORMATION 0x32c0
+#define HAVE__MI_SYSTEM_INFORMATION 1
+#define OFF__MI_SYSTEM_INFORMATION__Hardware 0x15c0
+#define OFF__MI_SYSTEM_INFORMATION__Vs 0x2600
+#define OFF__MI_SYSTEM_INFORMATION__SystemVa 0x1780
+#define OFF__MI_SYSTEM_INFORMATION__Partitions 0x1d00
+#define OFF__MI_SYSTEM_INFORMATION__Hardware_InvalidPteMask 0x1680
+#define OFF__MI_SYSTEM_INFORMATION__Hardware_PhysicalAddressBits 0x1620
+#define HAVE__MI_SYSTEM_INFORMATION__Vs_SystemVaType 1
+#define OFF__MI_SYSTEM_INFORMATION__Vs_SystemVaType 0x30c8
+#define HAVE__MI_HARDWARE_STATE 1
+#define OFF__MI_HARDWARE_STATE__InvalidPteMask 0xc0
+#define OFF__MI_HARDWARE_STATE__PhysicalAddressBits 0x60
+#define OFF__MI_HARDWARE_STATE__TotalPagesAllowed 0x70
+#define OFF__MI_HARDWARE_STATE__FirstLevelCacheSize 0x5c
+#define OFF__MI_HARDWARE_STATE__SecondLevelCacheSize 0x58
+#define OFF__MI_HARDWARE_STATE__SecondaryColorMask 0x78
+#define OFF__MI_HARDWARE_STATE__SecondaryColors 0x7c
+#define OFF__MI_HARDWARE_STATE__FlushTbThreshold 0x110
+#define HAVE__MI_HARDWARE_STATE__LargePageColors 1
+#define OFF__MI_HARDWARE_STATE__LargePageColors 0x100
+#define HAVE__MI_SYSTEM_VA_STATE 1
+#define HAVE__MI_SYSTEM_VA_STATE__HalPrivateVaStart 1
+#define OFF__MI_SYSTEM_VA_STATE__HalPrivateVaStart 0x208
+#define OFF__MI_SYSTEM_VA_STATE__SystemCacheViewLock 0x348
+#define HAVE__MI_VISIBLE_STATE 1
+#define OFF__MI_VISIBLE_STATE__SessionWsList 0x0
+#define OFF__MI_VISIBLE_STATE__SessionIdBitmap 0x10
+#define OFF__MI_VISIBLE_STATE__PagedPoolInfo 0x18
+#define OFF__MI_VISIBLE_STATE__MaximumNonPagedPoolInPages 0x30
+#define OFF__MI_VISIBLE_STATE__SizeOfPagedPoolInPages 0x38
+#define OFF__MI_VISIBLE_STATE__SystemPteInfo 0x40
+#define OFF__MI_VISIBLE_STATE__NonPagedPoolCommit 0xa0
+#define OFF__MI_VISIBLE_STATE__BootCommit 0xb0
+#define OFF__MI_VISIBLE_STATE__MdlPagesAllocated 0xb8
+#define OFF__MI_VISIBLE_STATE__SystemPageTableCommit 0xc0
+#define OFF__MI_VISIBLE_STATE__ProcessCommit 0xc8
+#define OFF__MI_VISIBLE_STATE__SystemVaRegions 0xbc8
+#define HAVE__MI_VISIBLE_STATE__SystemVaType 1
+#define OFF__MI_VISIBLE_STATE__SystemVaType 0xac8
+#define SIZEOF__MI_PARTITION_CORE 0x1b8
+#define SIZEOF__MI_VISIBLE_PARTITION 0x1200
+#define SIZEOF__MI_PARTITION 0x2d00
+#define HAVE__MI_PARTITION 1
+#define OFF__MI_PARTITION__Core 0x0
+#define OFF__MI_PARTITION__Modwriter 0x1b8
+#define OFF__MI_PARTITION__Store 0x480
+#define OFF__MI_PARTITION__Segments 0x540
+#define OFF__MI_PARTITION__PageLists 0x880
+#define OFF__MI_PARTITION__Commit 0x1840
+#define OFF__MI_PARTITION__Zeroing 0x1880
+#define OFF__MI_PARTITION__PageCombine 0x1930
+#define OFF__MI_PARTITION__WorkingSetControl 0x1ac0
+#define OFF__MI_PARTITION__WorkingSetExpansionHead 0x1ac8
+#define OFF__MI_PARTITION__Vp 0x1b00
+#define HAVE__MI_VISIBLE_PARTITION 1
+#define OFF__MI_VISIBLE_PARTITION__LowestPhysicalPage 0x0
+#define OFF__MI_VISIBLE_PARTITION__HighestPhysicalPage 0x8
+#define OFF__MI_VISIBLE_PARTITION__NumberOfPhysicalPages 0x10
+#define OFF__MI_VISIBLE_PARTITION__NumberOfPagingFiles 0x18
+#define OFF__MI_VISIBLE_PARTITION__PagingFile 0x20
+#define OFF__MI_VISIBLE_PARTITION__AvailablePages 0xc0
+#define OFF__MI_VISIBLE_PARTITION__ResidentAvailablePages 0x100
+#define OFF__MI_VISIBLE_PARTITION__PartitionWs 0x140
+#define OFF__MI_VISIBLE_PARTITION__PartitionWorkingSetLists 0x200
+#define OFF__MI_VISIBLE_PARTITION__TotalCommittedPages 0x228
+#define OFF__MI_VISIBLE_PARTITION__TotalCommitLimit 0x2a8
+#define OFF__MI_VISIBLE_PARTITION__ModifiedPageListHead 0x240
+#define OFF__MI_VISIBLE_PARTITION__ModifiedNoWritePageListHead 0x280
+#define OFF__MI_VISIBLE_PARTITION__TotalPagesForPagingFile 0x2b0
+#define OFF__MI_VISIBLE_PARTITION__ProcessLockedFilePages 0x2c0
+#define HAVE__MI_PARTITION_CORE 1
+#define OFF__MI_PARTITION_CORE__PartitionId 0x0
+#define OFF__MI_PARTITION_CORE__MemoryRuns 0x60
+#define OFF__MI_PARTITION_CORE__PageRoot 0x18
+#define OFF__MI_PARTITION_CORE__MemoryBlockReferences 0x28
+#define SIZEOF__INVERTED_FUNCTION_TABLE_ENTRY 0x18
+#define SIZEOF__INVERTED_FUNCTION_TABLE 0x1810
+#define HAVE__INVERTED_FUNCTION_TABLE 1
+#define HAVE__INVERTED_FUNCTION_TABLE_ENTRY 1
+#define SIZEOF__FILE_OBJECT 0xd8
+#define SIZEOF__DEVICE_OBJECT 0x150
+#define OFF__DEVICE_OBJECT__Type 0x0
+#define OFF__DEVICE_OBJECT__Size 0x2
+#define OFF__DEVICE_OBJECT__ReferenceCount 0x4
+#define OFF__DEVICE_OBJECT__DriverObject 0x8
+#define OFF__DEVICE_OBJECT__NextDevice 0x10
+#define OFF__DEVICE_OBJECT__AttachedDevice 0x18
+#define OFF__DEVICE_OBJECT__CurrentIrp 0x20
+#define OFF__DEVICE_OBJECT__Timer 0x28
+#define OFF__DEVICE_OBJECT__Flags 0x30
+#define OFF__DEVICE_OBJECT__Characteristics 0x34
+#define OFF__DEVICE_OBJECT__Vpb 0x38
+#define OFF__DEVICE_OBJECT__DeviceExtension 0x40
+#define OFF__DEVICE_OBJECT__DeviceType 0x48
+#define OFF__DEVICE_OBJECT__StackSize 0x4c
+#define OFF__DEVICE_OBJECT__Queue 0x50
+#define OFF__DEVICE_OBJECT__AlignmentRequirement 0x98
+#define OFF__DEVICE_OBJECT__SectorSize 0x130
+#define OFF__DEVICE_OBJECT__Spare1 0x132
+#define OFF__DEVICE_OBJECT__DeviceObjectExtension 0x138
+#define OFF__DEVICE_OBJECT__DeviceLock 0x118
+#define OFF__DEVICE_OBJECT__SecurityDescriptor 0x110
+#define SIZEOF__DEVOBJ_EXTENSION 0x70
+#define OFF__DEVOBJ_EXTENSION__Type 0x0
+#define OFF__DEVOBJ_EXTENSION__Size 0x2
+#define OFF__DEVOBJ_EXTENSION__DeviceObject 0x8
+#define SIZEOF__DRIVER_OBJECT 0x150
+#define SIZEOF__DRIVER_EXTENSION 0x50
+#define OFF__DRIVER_EXTENSION__DriverObject 0x0
+#define OFF__DRIVER_EXTENSION__AddDevice 0x8
+#define OFF__DRIVER_EXTENSION__Count 0x10
+#define OFF__DRIVER_EXTENSION__ServiceKeyName 0x18
+#define SIZEOF__VPB 0x60
+#define SIZEOF__SECTION_OBJECT_POINTERS 0x18
+#define SIZEOF__MDL 0x30
+#define SIZEOF__IO_STATUS_BLOCK 0x10
+#define SIZEOF__IO_COMPLETION_CONTEXT 0x18
+#define SIZEOF__OWNER_ENTRY 0x10
+#define SIZEOF__DBGKD_GET_VERSION64 0x28
+
+#ifndef __ASSEMBLER__
+
+struct _ALPC_PROCESS_CONTEXT;
+struct _CLIENT_ID;
+struct _CONTEXT;
+struct _CONTROL_AREA;
+struct _CURDIR;
+struct _DBGKD_GET_VERSION64;
+struct _DEVICE_MAP;
+struct _DEVICE_OBJECT;
+struct _DEVOBJ_EXTENSION;
+struct _DISPATCHER_HEADER;
+struct _DRIVER_EXTENSION;
+struct _DRIVER_OBJECT;
+struct _EPROCESS;
+struct _ETHREAD;
+struct _EXCEPTION_RECORD;
+struct _EXHANDLE;
+struct _EX_FAST_REF;
+struct _EX_PUSH_LOCK;
+struct _EX_RUNDOWN_REF;
+struct _FILE_OBJECT;
+struct _GENERIC_MAPPING;
+struct _GROUP_AFFINITY;
+struct _GUID;
+struct _HANDLE_TABLE;
+union _HANDLE_TABLE_ENTRY;
+struct _HANDLE_TABLE_ENTRY_INFO;
+struct _HANDLE_TABLE_FREE_LIST;
+struct _INVERTED_FUNCTION_TABLE;
+struct _INVERTED_FUNCTION_TABLE_ENTRY;
+struct _IO_COMPLETION_CONTEXT;
+struct _IO_STATUS_BLOCK;
+struct _KAFFINITY_EX;
+struct _KAPC;
+struct _KAPC_STATE;
+struct _KDESCRIPTOR;
+struct _KDPC;
+struct _KDPC_DATA;
+struct _KEVENT;
+struct _KEXCEPTION_FRAME;
+union _KEXECUTE_OPTIONS;
+struct _KGATE;
+union _KGDTENTRY64;
+union _KIDTENTRY64;
+struct _KLDR_DATA_TABLE_ENTRY;
+struct _KPCR;
+struct _KPRCB;
+union _KPRCBFLAG;
+struct _KPROCESS;
+struct _KPROCESSOR_STATE;
+struct _KSEMAPHORE;
+struct _KSPECIAL_REGISTERS;
+union _KSTACK_COUNT;
+struct _KSYSTEM_TIME;
+struct _KTHREAD;
+struct _KTIMER;
+struct _KTIMER_TABLE;
+struct _KTRAP_FRAME;
+struct _KTSS64;
+struct _KUSER_SHARED_DATA;
+struct _KWAIT_BLOCK;
+union _KWAIT_STATUS_REGISTER;
+union _LARGE_INTEGER;
+struct _LDR_DATA_TABLE_ENTRY;
+struct _LIST_ENTRY;
+struct _M128A;
+struct _MACHINE_FRAME;
+struct _MAPPED_FILE_SEGMENT;
+struct _MDL;
+struct _MIPFNBLINK;
+struct _MI_ACTIVE_PFN;
+struct _MI_EXTRA_IMAGE_INFORMATION;
+struct _MI_HARDWARE_STATE;
+struct _MI_PAGE_COMBINING_SUPPORT;
+struct _MI_PAGING_FILE_SPACE_BITMAPS;
+struct _MI_PARTITION;
+struct _MI_PARTITION_COMMIT;
+struct _MI_PARTITION_CORE;
+struct _MI_PARTITION_MODWRITES;
+struct _MI_PARTITION_PAGE_LISTS;
+struct _MI_PARTITION_SEGMENTS;
+struct _MI_PARTITION_STATE;
+struct _MI_PARTITION_STORES;
+struct _MI_PARTITION_ZEROING;
+struct _MI_SECTION_IMAGE_INFORMATION;
+struct _MI_SUBSECTION_ENTRY1;
+struct _MI_SYSTEM_INFORMATION;
+struct _MI_SYSTEM_PTE_TYPE;
+struct _MI_SYSTEM_VA_ASSIGNMENT;
+struct _MI_SYSTEM_VA_STATE;
+struct _MI_VAD_SEQUENTIAL_INFO;
+struct _MI_VISIBLE_PARTITION;
+struct _MI_VISIBLE_STATE;
+struct _MMEXTEND_INFO;
+struct _MMPAGING_FILE;
+struct _MMPFN;
+struct _MMPFNENTRY1;
+struct _MMPFNENTRY3;
+struct _MMPFNLIST;
+struct _MMPTE;
+struct _MMPTE_HARDWARE;
+struct _MMPTE_LIST;
+struct _MMPTE_PROTOTYPE;
+struct _MMPTE_SOFTWARE;
+struct _MMPTE_SUBSECTION;
+struct _MMPTE_TIMESTAMP;
+struct _MMPTE_TRANSITION;
+struct _MMSECTION_FLAGS;
+struct _MMSECTION_FLAGS2;
+struct _MMSUBSECTION_FLAGS;
+struct _MMSUPPORT_FLAGS;
+struct _MMSUPPORT_FULL;
+struct _MMSUPPORT_INSTANCE;
+struct _MMSUPPORT_SHARED;
+struct _MMVAD;
+struct _MMVAD_FLAGS;
+struct _MMVAD_FLAGS1;
+struct _MMVAD_FLAGS2;
+struct _MMVAD_SHORT;
+struct _MMWORKING_SET_EXPANSION_HEAD;
+struct _MMWSL_INSTANCE;
+struct _MM_GRAPHICS_VAD_FLAGS;
+struct _MM_PAGED_POOL_INFO;
+struct _MM_PRIVATE_VAD_FLAGS;
+struct _MM_SHARED_VAD_FLAGS;
+struct _MSUBSECTION;
+struct _NON_PAGED_DEBUG_INFO;
+struct _NT_TIB;
+struct _OBJECT_CREATE_INFORMATION;
+struct _OBJECT_DIRECTORY;
+struct _OBJECT_DIRECTORY_ENTRY;
+struct _OBJECT_HANDLE_COUNT_ENTRY;
+struct _OBJECT_HEADER;
+struct _OBJECT_HEADER_CREATOR_INFO;
+struct _OBJECT_HEADER_HANDLE_INFO;
+struct _OBJECT_HEADER_NAME_INFO;
+struct _OBJECT_HEADER_PROCESS_INFO;
+struct _OBJECT_HEADER_QUOTA_INFO;
+struct _OBJECT_NAME_INFORMATION;
+struct _OBJECT_SYMBOLIC_LINK;
+struct _OBJECT_TYPE;
+struct _OBJECT_TYPE_INITIALIZER;
+struct _OWNER_ENTRY;
+struct _PEB;
+struct _PEB_LDR_DATA;
+struct _PHYSICAL_MEMORY_DESCRIPTOR;
+struct _PHYSICAL_MEMORY_RUN;
+struct _POOL_HEADER;
+struct _POOL_TRACKER_BIG_PAGES;
+struct _PROCESSOR_POWER_STATE;
+union _PS_CLIENT_SECURITY_CONTEXT;
+union _PS_INTERLOCKED_TIMER_DELAY_VALUES;
+struct _PS_PROTECTION;
+struct _QUAD;
+struct _RTL_AVL_TREE;
+struct _RTL_BALANCED_NODE;
+struct _RTL_BITMAP;
+struct _RTL_BITMAP_EX;
+struct _RTL_DRIVE_LETTER_CURDIR;
+struct _RTL_USER_PROCESS_PARAMETERS;
+struct _SECTION;
+struct _SECTION_IMAGE_INFORMATION;
+struct _SECTION_OBJECT_POINTERS;
+struct _SEGMENT;
+struct _SEGMENT_FLAGS;
+struct _SE_AUDIT_PROCESS_CREATION_INFO;
+struct _SINGLE_LIST_ENTRY;
+union _SLIST_HEADER;
+struct _STRING;
+struct _SUBSECTION;
+struct _TEB;
+union _ULARGE_INTEGER;
+struct _UNICODE_STRING;
+struct _VPB;
+struct _WAIT_CONTEXT_BLOCK;
+struct _XSAVE_FORMAT;
+
+typedef struct _ALPC_PROCESS_CONTEXT ALPC_PROCESS_CONTEXT, *PALPC_PROCESS_CONTEXT;
+typedef struct _CLIENT_ID CLIENT_ID, *PCLIENT_ID;
+typedef struct _CONTEXT CONTEXT, *PCONTEXT;
+typedef struct _CONTROL_AREA CONTROL_AREA, *PCONTROL_AREA;
+typedef struct _CURDIR CURDIR, *PCURDIR;
+typedef struct _DBGKD_GET_VERSION64 DBGKD_GET_VERSION64, *PDBGKD_GET_VERSION64;
+typedef struct _DEVICE_MAP DEVICE_MAP, *PDEVICE_MAP;
+typedef struct _DEVICE_OBJECT DEVICE_OBJECT, *PDEVICE_OBJECT;
+typedef struct _DEVOBJ_EXTENSION DEVOBJ_EXTENSION, *PDEVOBJ_EXTENSION;
+typedef struct _DISPATCHER_HEADER DISPATCHER_HEADER, *PDISPATCHER_HEADER;
+typedef struct _DRIVER_EXTENSION DRIVER_EXTENSION, *PDRIVER_EXTENSION;
+typedef struct _DRIVER_OBJECT DRIVER_OBJECT, *PDRIVER_OBJECT;
+typedef struct _EPROCESS EPROCESS, *PEPROCESS;
+typedef struct _ETHREAD ETHREAD, *PETHREAD;
+typedef struct _EXCEPTION_RECORD EXCEPTION_RECORD, *PEXCEPTION_RECORD;
+typedef struct _EXHANDLE EXHANDLE, *PEXHANDLE;
+typedef struct _EX_FAST_REF EX_FAST_REF, *PEX_FAST_REF;
+typedef struct _EX_PUSH_LOCK EX_PUSH_LOCK, *PEX_PUSH_LOCK;
+typedef struct _EX_RUNDOWN_REF EX_RUNDOWN_REF, *PEX_RUNDOWN_REF;
+typedef struct _FILE_OBJECT FILE_OBJECT, *PFILE_OBJECT;
+typedef struct _GENERIC_MAPPING GENERIC_MAPPING, *PGENERIC_MAPPING;
+typedef struct _GROUP_AFFINITY GROUP_AFFINITY, *PGROUP_AFFINITY;
+typedef struct _GUID GUID, *PGUID;
+typedef struct _HANDLE_TABLE HANDLE_TABLE, *PHANDLE_TABLE;
+typedef union _HANDLE_TABLE_ENTRY HANDLE_TABLE_ENTRY, *PHANDLE_TABLE_ENTRY;
+typedef struct _HANDLE_TABLE_ENTRY_INFO HANDLE_TABLE_ENTRY_INFO, *PHANDLE_TABLE_ENTRY_INFO;
+typedef struct _HANDLE_TABLE_FREE_LIST HANDLE_TABLE_FREE_LIST, *PHANDLE_TABLE_FREE_LIST;
+typedef struct _INVERTED_FUNCTION_TABLE INVERTED_FUNCTION_TABLE, *PINVERTED_FUNCTION_TABLE;
+typedef struct _INVERTED_FUNCTION_TABLE_ENTRY INVERTED_FUNCTION_TABLE_ENTRY, *PINVERTED_FUNCTION_TABLE_ENTRY;
+typedef struct _IO_COMPLETION_CONTEXT IO_COMPLETION_CONTEXT, *PIO_COMPLETION_CONTEXT;
+typedef struct _IO_STATUS_BLOCK IO_STATUS_BLOCK, *PIO_STATUS_BLOCK;
+typedef struct _KAFFINITY_EX KAFFINITY_EX, *PKAFFINITY_EX;
+typedef struct _KAPC KAPC, *PKAPC;
+typedef struct _KAPC_STATE KAPC_STATE, *PKAPC_STATE;
+typedef struct _KDESCRIPTOR KDESCRIPTOR, *PKDESCRIPTOR;
+typedef struct _KDPC KDPC, *PKDPC;
+typedef struct _KDPC_DATA KDPC_DATA, *PKDPC_DATA;
+typedef struct _KEVENT KEVENT, *PKEVENT;
+typedef struct _KEXCEPTION_FRAME KEXCEPTION_FRAME, *PKEXCEPTION_FRAME;
+typedef union _KEXECUTE_OPTIONS KEXECUTE_OPTIONS, *PKEXECUTE_OPTIONS;
+typedef struct _KGATE KGATE, *PKGATE;
+typedef union _KGDTENTRY64 KGDTENTRY64, *PKGDTENTRY64;
+typedef union _KIDTENTRY64 KIDTENTRY64, *PKIDTENTRY64;
+typedef struct _KLDR_DATA_TABLE_ENTRY KLDR_DATA_TABLE_ENTRY, *PKLDR_DATA_TABLE_ENTRY;
+typedef struct _KPCR KPCR, *PKPCR;
+typedef struct _KPRCB KPRCB, *PKPRCB;
+typedef union _KPRCBFLAG KPRCBFLAG, *PKPRCBFLAG;
+typedef struct _KPROCESS KPROCESS, *PKPROCESS;
+typedef struct _KPROCESSOR_STATE KPROCESSOR_STATE, *PKPROCESSOR_STATE;
+typedef struct _KSEMAPHORE KSEMAPHORE, *PKSEMAPHORE;
+typedef struct _KSPECIAL_REGISTERS KSPECIAL_REGISTERS, *PKSPECIAL_REGISTERS;
+typedef union _KSTACK_COUNT KSTACK_COUNT, *PKSTACK_COUNT;
+typedef struct _KSYSTEM_TIME KSYSTEM_TIME, *PKSYSTEM_TIME;
+typedef struct _KTHREAD KTHREAD, *PKTHREAD;
+typedef struct _KTIMER KTIMER, *PKTIMER;
+typedef struct _KTIMER_TABLE KTIMER_TABLE, *PKTIMER_TABLE;
+typedef struct _KTRAP_FRAME KTRAP_FRAME, *PKTRAP_FRAME;
+typedef struct _KTSS64 KTSS64, *PKTSS64;
+typedef struct _KUSER_SHARED_DATA KUSER_SHARED_DATA, *PKUSER_SHARED_DATA;
+typedef struct _KWAIT_BLOCK KWAIT_BLOCK, *PKWAIT_BLOCK;
+typedef union _KWAIT_STATUS_REGISTER KWAIT_STATUS_REGISTER, *PKWAIT_STATUS_REGISTER;
+typedef union _LARGE_INTEGER LARGE_INTEGER, *PLARGE_INTEGER;
+typedef struct _LDR_DATA_TABLE_ENTRY LDR_DATA_TABLE_ENTRY, *PLDR_DATA_TABLE_ENTRY;
+typedef struct _LIST_ENTRY LIST_ENTRY, *PLIST_ENTRY;
+typedef struct _M128A M128A, *PM128A;
+typedef struct _MACHINE_FRAME MACHINE_FRAME, *PMACHINE_FRAME;
+typedef struct _MAPPED_FILE_SEGMENT MAPPED_FILE_SEGMENT, *PMAPPED_FILE_SEGMENT;
+typedef struct _MDL MDL, *PMDL;
+typedef struct _MIPFNBLINK MIPFNBLINK, *PMIPFNBLINK;
+typedef struct _MI_ACTIVE_PFN MI_ACTIVE_PFN, *PMI_ACTIVE_PFN;
+typedef struct _MI_EXTRA_IMAGE_INFORMATION MI_EXTRA_IMAGE_INFORMATION, *PMI_EXTRA_IMAGE_INFORMATION;
+typedef struct _MI_HARDWARE_STATE MI_HARDWARE_STATE, *PMI_HARDWARE_STATE;
+typedef struct _MI_PAGE_COMBINING_SUPPORT MI_PAGE_COMBINING_SUPPORT, *PMI_PAGE_COMBINING_SUPPORT;
+typedef struct _MI_PAGING_FILE_SPACE_BITMAPS MI_PAGING_FILE_SPACE_BITMAPS, *PMI_PAGING_FILE_SPACE_BITMAPS;
+typedef struct _MI_PARTITION MI_PARTITION, *PMI_PARTITION;
+typedef struct _MI_PARTITION_COMMIT MI_PARTITION_COMMIT, *PMI_PARTITION_COMMIT;
+typedef struct _MI_PARTITION_CORE MI_PARTITION_CORE, *PMI_PARTITION_CORE;
+typedef struct _MI_PARTITION_MODWRITES MI_PARTITION_MODWRITES, *PMI_PARTITION_MODWRITES;
+typedef struct _MI_PARTITION_PAGE_LISTS MI_PARTITION_PAGE_LISTS, *PMI_PARTITION_PAGE_LISTS;
+typedef struct _MI_PARTITION_SEGMENTS MI_PARTITION_SEGMENTS, *PMI_PARTITION_SEGMENTS;
+typedef struct _MI_PARTITION_STATE MI_PARTITION_STATE, *PMI_PARTITION_STATE;
+typedef struct _MI_PARTITION_STORES MI_PARTITION_STORES, *PMI_PARTITION_STORES;
+typedef struct _MI_PARTITION_ZEROING MI_PARTITION_ZEROING, *PMI_PARTITION_ZEROING;
+typedef struct _MI_SECTION_IMAGE_INFORMATION MI_SECTION_IMAGE_INFORMATION, *PMI_SECTION_IMAGE_INFORMATION;
+typedef struct _MI_SUBSECTION_ENTRY1 MI_SUBSECTION_ENTRY1, *PMI_SUBSECTION_ENTRY1;
+typedef struct _MI_SYSTEM_INFORMATION MI_SYSTEM_INFORMATION, *PMI_SYSTEM_INFORMATION;
+typedef struct _MI_SYSTEM_PTE_TYPE MI_SYSTEM_PTE_TYPE, *PMI_SYSTEM_PTE_TYPE;
+typedef struct _MI_SYSTEM_VA_ASSIGNMENT MI_SYSTEM_VA_ASSIGNMENT, *PMI_SYSTEM_VA_ASSIGNMENT;
+typedef struct _MI_SYSTEM_VA_STATE MI_SYSTEM_VA_STATE, *PMI_SYSTEM_VA_STATE;
+typedef struct _MI_VAD_SEQUENTIAL_INFO MI_VAD_SEQUENTIAL_INFO, *PMI_VAD_SEQUENTIAL_INFO;
+typedef struct _MI_VISIBLE_PARTITION MI_VISIBLE_PARTITION, *PMI_VISIBLE_PARTITION;
+typedef struct _MI_VISIBLE_STATE MI_VISIBLE_STATE, *PMI_VISIBLE_STATE;
+typedef struct _MMEXTEND_INFO MMEXTEND_INFO, *PMMEXTEND_INFO;
+typedef struct _MMPAGING_FILE MMPAGING_FILE, *PMMPAGING_FILE;
+typedef struct _MMPFN MMPFN, *PMMPFN;
+typedef struct _MMPFNENTRY1 MMPFNENTRY1, *PMMPFNENTRY1;
+typedef struct _MMPFNENTRY3 MMPFNENTRY3, *PMMPFNENTRY3;
+typedef struct _MMPFNLIST MMPFNLIST, *PMMPFNLIST;
+typedef struct _MMPTE MMPTE, *PMMPTE;
+typedef struct _MMPTE_HARDWARE MMPTE_HARDWARE, *PMMPTE_HARDWARE;
+typedef struct _MMPTE_LIST MMPTE_LIST, *PMMPTE_LIST;
+typedef struct _MMPTE_PROTOTYPE MMPTE_PROTOTYPE, *PMMPTE_PROTOTYPE;
+typedef struct _MMPTE_SOFTWARE MMPTE_SOFTWARE, *PMMPTE_SOFTWARE;
+typedef struct _MMPTE_SUBSECTION MMPTE_SUBSECTION, *PMMPTE_SUBSECTION;
+typedef struct _MMPTE_TIMESTAMP MMPTE_TIMESTAMP, *PMMPTE_TIMESTAMP;
+typedef struct _MMPTE_TRANSITION MMPTE_TRANSITION, *PMMPTE_TRANSITION;
+typedef struct _MMSECTION_FLAGS MMSECTION_FLAGS, *PMMSECTION_FLAGS;
+typedef struct _MMSECTION_FLAGS2 MMSECTION_FLAGS2, *PMMSECTION_FLAGS2;
+typedef struct _MMSUBSECTION_FLAGS MMSUBSECTION_FLAGS, *PMMSUBSECTION_FLAGS;
+typedef struct _MMSUPPORT_FLAGS MMSUPPORT_FLAGS, *PMMSUPPORT_FLAGS;
+typedef struct _MMSUPPORT_FULL MMSUPPORT_FULL, *PMMSUPPORT_FULL;
+typedef struct _MMSUPPORT_INSTANCE MMSUPPORT_INSTANCE, *PMMSUPPORT_INSTANCE;
+typedef struct _MMSUPPORT_SHARED MMSUPPORT_SHARED, *PMMSUPPORT_SHARED;
+typedef struct _MMVAD MMVAD, *PMMVAD;
+typedef struct _MMVAD_FLAGS MMVAD_FLAGS, *PMMVAD_FLAGS;
+typedef struct _MMVAD_FLAGS1 MMVAD_FLAGS1, *PMMVAD_FLAGS1;
+typedef struct _MMVAD_FLAGS2 MMVAD_FLAGS2, *PMMVAD_FLAGS2;
+typedef struct _MMVAD_SHORT MMVAD_SHORT, *PMMVAD_SHORT;
+typedef struct _MMWORKING_SET_EXPANSION_HEAD MMWORKING_SET_EXPANSION_HEAD, *PMMWORKING_SET_EXPANSION_HEAD;
+typedef struct _MMWSL_INSTANCE MMWSL_INSTANCE, *PMMWSL_INSTANCE;
+typedef struct _MM_GRAPHICS_VAD_FLAGS MM_GRAPHICS_VAD_FLAGS, *PMM_GRAPHICS_VAD_FLAGS;
+typedef struct _MM_PAGED_POOL_INFO MM_PAGED_POOL_INFO, *PMM_PAGED_POOL_INFO;
+typedef struct _MM_PRIVATE_VAD_FLAGS MM_PRIVATE_VAD_FLAGS, *PMM_PRIVATE_VAD_FLAGS;
+typedef struct _MM_SHARED_VAD_FLAGS MM_SHARED_VAD_FLAGS, *PMM_SHARED_VAD_FLAGS;
+typedef struct _MSUBSECTION MSUBSECTION, *PMSUBSECTION;
+typedef struct _NON_PAGED_DEBUG_INFO NON_PAGED_DEBUG_INFO, *PNON_PAGED_DEBUG_INFO;
+typedef struct _NT_TIB NT_TIB, *PNT_TIB;
+typedef struct _OBJECT_CREATE_INFORMATION OBJECT_CREATE_INFORMATION, *POBJECT_CREATE_INFORMATION;
+typedef struct _OBJECT_DIRECTORY OBJECT_DIRECTORY, *POBJECT_DIRECTORY;
+typedef struct _OBJECT_DIRECTORY_ENTRY OBJECT_DIRECTORY_ENTRY, *POBJECT_DIRECTORY_ENTRY;
+typedef struct _OBJECT_HANDLE_COUNT_ENTRY OBJECT_HANDLE_COUNT_ENTRY, *POBJECT_HANDLE_COUNT_ENTRY;
+typedef struct _OBJECT_HEADER OBJECT_HEADER, *POBJECT_HEADER;
+typedef struct _OBJECT_HEADER_CREATOR_INFO OBJECT_HEADER_CREATOR_INFO, *POBJECT_HEADER_CREATOR_INFO;
+typedef struct _OBJECT_HEADER_HANDLE_INFO OBJECT_HEADER_HANDLE_INFO, *POBJECT_HEADER_HANDLE_INFO;
+typedef struct _OBJECT_HEADER_NAME_INFO OBJECT_HEADER_NAME_INFO, *POBJECT_HEADER_NAME_INFO;
+typedef struct _OBJECT_HEADER_PROCESS_INFO OBJECT_HEADER_PROCESS_INFO, *POBJECT_HEADER_PROCESS_INFO;
+typedef struct _OBJECT_HEADER_QUOTA_INFO OBJECT_HEADER_QUOTA_INFO, *POBJECT_HEADER_QUOTA_INFO;
+typedef struct _OBJECT_NAME_INFORMATION OBJECT_NAME_INFORMATION, *POBJECT_NAME_INFORMATION;
+typedef struct _OBJECT_SYMBOLIC_LINK OBJECT_SYMBOLIC_LINK, *POBJECT_SYMBOLIC_LINK;
+typedef struct _OBJECT_TYPE OBJECT_TYPE, *POBJECT_TYPE;
+typedef struct _OBJECT_TYPE_INITIALIZER OBJECT_TYPE_INITIALIZER, *POBJECT_TYPE_INITIALIZER;
+typedef struct _OWNER_ENTRY OWNER_ENTRY, *POWNER_ENTRY;
+typedef struct _PEB PEB, *PPEB;
+typedef struct _PEB_LDR_DATA PEB_LDR_DATA, *PPEB_LDR_DATA;
+typedef struct _PHYSICAL_MEMORY_DESCRIPTOR PHYSICAL_MEMORY_DESCRIPTOR, *PPHYSICAL_MEMORY_DESCRIPTOR;
+typedef struct _PHYSICAL_MEMORY_RUN PHYSICAL_MEMORY_RUN, *PPHYSICAL_MEMORY_RUN;
+typedef struct _POOL_HEADER POOL_HEADER, *PPOOL_HEADER;
+typedef struct _POOL_TRACKER_BIG_PAGES POOL_TRACKER_BIG_PAGES, *PPOOL_TRACKER_BIG_PAGES;
+typedef struct _PROCESSOR_POWER_STATE PROCESSOR_POWER_STATE, *PPROCESSOR_POWER_STATE;
+typedef union _PS_CLIENT_SECURITY_CONTEXT PS_CLIENT_SECURITY_CONTEXT, *PPS_CLIENT_SECURITY_CONTEXT;
+typedef union _PS_INTERLOCKED_TIMER_DELAY_VALUES PS_INTERLOCKED_TIMER_DELAY_VALUES, *PPS_INTERLOCKED_TIMER_DELAY_VALUES;
+typedef struct _PS_PROTECTION PS_PROTECTION, *PPS_PROTECTION;
+typedef struct _QUAD QUAD, *PQUAD;
+typedef struct _RTL_AVL_TREE RTL_AVL_TREE, *PRTL_AVL_TREE;
+typedef struct _RTL_BALANCED_NODE RTL_BALANCED_NODE, *PRTL_BALANCED_NODE;
+typedef struct _RTL_BITMAP RTL_BITMAP, *PRTL_BITMAP;
+typedef struct _RTL_BITMAP_EX RTL_BITMAP_EX, *PRTL_BITMAP_EX;
+typedef struct _RTL_DRIVE_LETTER_CURDIR RTL_DRIVE_LETTER_CURDIR, *PRTL_DRIVE_LETTER_CURDIR;
+typedef struct _RTL_USER_PROCESS_PARAMETERS RTL_USER_PROCESS_PARAMETERS, *PRTL_USER_PROCESS_PARAMETERS;
+typedef struct _SECTION SECTION, *PSECTION;
+typedef struct _SECTION_IMAGE_INFORMATION SECTION_IMAGE_INFORMATION, *PSECTION_IMAGE_INFORMATION;
+typedef struct _SECTION_OBJECT_POINTERS SECTION_OBJECT_POINTERS, *PSECTION_OBJECT_POINTERS;
+typedef struct _SEGMENT SEGMENT, *PSEGMENT;
+typedef struct _SEGMENT_FLAGS SEGMENT_FLAGS, *PSEGMENT_FLAGS;
+typedef struct _SE_AUDIT_PROCESS_CREATION_INFO SE_AUDIT_PROCESS_CREATION_INFO, *PSE_AUDIT_PROCESS_CREATION_INFO;
+typedef struct _SINGLE_LIST_ENTRY SINGLE_LIST_ENTRY, *PSINGLE_LIST_ENTRY;
+typedef union _SLIST_HEADER SLIST_HEADER, *PSLIST_HEADER;
+typedef struct _STRING STRING, *PSTRING;
+typedef struct _SUBSECTION SUBSECTION, *PSUBSECTION;
+typedef struct _TEB TEB, *PTEB;
+typedef union _ULARGE_INTEGER ULARGE_INTEGER, *PULARGE_INTEGER;
+typedef struct _UNICODE_STRING UNICODE_STRING, *PUNICODE_STRING;
+typedef struct _VPB VPB, *PVPB;
+typedef struct _WAIT_CONTEXT_BLOCK WAIT_CONTEXT_BLOCK, *PWAIT_CONTEXT_BLOCK;
+typedef struct _XSAVE_FORMAT XSAVE_FORMAT, *PXSAVE_FORMAT;
+
+enum _KTHREAD_STATE {
+    DeferredReady = 7,
+    GateWaitObsolete = 8,
+    Initialized = 0,
+    Ready = 1,
+    Running = 2,
+    Standby = 3,
+    Terminated = 4,
+    Transition = 6,
+    Waiting = 5,
+    WaitingForProcessInSwap = 9,
+};
+
+enum _KWAIT_REASON {
+    Executive = 0,
+    FreePage = 1,
+    PageIn = 2,
+    PoolAllocation = 3,
+    DelayExecution = 4,
+    Suspended = 5,
+    UserRequest = 6,
+    WrExecutive = 7,
+    WrFreePage = 8,
+    WrPageIn = 9,
+    WrDelayExecution = 11,
+    WrQueue = 15,
+    WrVirtualMemory = 18,
+    WrPageOut = 19,
+};
+
+enum _MODE {
+    KernelMode = 0,
+    MaximumMode = 2,
+    UserMode = 1,
+};
+
+enum _NT_PRODUCT_TYPE {
+    NtProductLanManNt = 2,
+    NtProductServer = 3,
+    NtProductWinNt = 1,
+};
+
+enum _POOL_TYPE {
+    NonPagedPool = 0,
+    PagedPool = 1,
+    NonPagedPoolNx = 512,
+};
+
+enum _MMLISTS {
+    ZeroedPageList = 0,
+    FreePageList = 1,
+    StandbyPageList = 2,
+    ModifiedPageList = 3,
+    ModifiedNoWritePageList = 4,
+    BadPageList = 5,
+    ActiveAndValid = 6,
+    TransitionPage = 7,
+};
+
+struct _LIST_ENTRY {
+    struct _LIST_ENTRY *Flink;
+    struct _LIST_ENTRY *Blink;
+};
+
+struct _SINGLE_LIST_ENTRY {
+    struct _SINGLE_LIST_ENTRY *Next;
+};
+
+struct _UNICODE_STRING {
+    unsigned short Length;
+    unsigned short MaximumLength;
+    unsigned char __pad1[0x4];
+    unsigned short *Buffer;
+};
+
+union _LARGE_INTEGER {
+    long long QuadPart;
+    unsigned long LowPart;
+    struct {
+        unsigned char __pad1[0x4];
+        long HighPart;
+    };
+};
+
+union _ULARGE_INTEGER {
+    unsigned long long QuadPart;
+    unsigned long LowPart;
+    struct {
+        unsigned char __pad1[0x4];
+        unsigned long HighPart;
+    };
+};
+
+struct _CLIENT_ID {
+    void *UniqueProcess;
+    void *UniqueThread;
+};
+
+struct _EX_FAST_REF {
+    union {
+        void *Object;
+        struct {
+            unsigned long long RefCnt : 4;
+            unsigned long long : 60;
+        };
+        unsigned long long Value;
+    };
+};
+
+struct _EX_PUSH_LOCK {
+    union {
+        struct {
+            unsigned long long Locked : 1;
+            unsigned long long Waiting : 1;
+            unsigned long long Waking : 1;
+            unsigned long long MultipleShared : 1;
+            unsigned long long Shared : 60;
+        };
+        void *Ptr;
+        unsigned long long Value;
+    };
+};
+
+struct _EX_RUNDOWN_REF {
+    union {
+        unsigned long long Count;
+        void *Ptr;
+    };
+};
+
+struct _RTL_BALANCED_NODE {
+    union {
+        struct _RTL_BALANCED_NODE *Children[2];
+        struct {
+            struct _RTL_BALANCED_NODE *Left;
+            struct _RTL_BALANCED_NODE *Right;
+        };
+    };
+    union {
+        unsigned long long ParentValue;
+        struct {
+            unsigned char Balance : 2;
+            unsigned char : 6;
+        };
+        struct {
+            unsigned char Red : 1;
+            unsigned char : 7;
+        };
+    };
+};
+
+struct _RTL_AVL_TREE {
+    struct _RTL_BALANCED_NODE *Root;
+};
+
+struct _RTL_BITMAP {
+    unsigned long SizeOfBitMap;
+    unsigned char __pad1[0x4];
+    unsigned long *Buffer;
+};
+
+struct _RTL_BITMAP_EX {
+    unsigned long long SizeOfBitMap;
+    unsigned long long *Buffer;
+};
+
+struct _GUID {
+    unsigned long Data1;
+    unsigned short Data2;
+    unsigned short Data3;
+    unsigned char Data4[8];
+};
+
+struct _QUAD {
+    union {
+        double DoNotUseThisField;
+        long long UseThisFieldToCopy;
+    };
+};
+
+union _KGDTENTRY64 {
+    long long DataLow;
+    unsigned short LimitLow;
+    struct {
+        unsigned char __pad1[0x2];
+        unsigned short BaseLow;
+    };
+    struct {
+        unsigned char __pad2[0x4];
+        struct {
+            unsigned long BaseMiddle : 8;
+            unsigned long Type : 5;
+            unsigned long Dpl : 2;
+            unsigned long Present : 1;
+            unsigned long LimitHigh : 4;
+            unsigned long System : 1;
+            unsigned long LongMode : 1;
+            unsigned long DefaultBig : 1;
+            unsigned long Granularity : 1;
+            unsigned long BaseHigh : 8;
+        } Bits;
+    };
+    struct {
+        unsigned char __pad3[0x4];
+        struct {
+            unsigned char BaseMiddle;
+            unsigned char Flags1;
+            unsigned char Flags2;
+            unsigned char BaseHigh;
+        } Bytes;
+    };
+    struct {
+        unsigned char __pad4[0x8];
+        long long DataHigh;
+    };
+    struct {
+        unsigned char __pad5[0x8];
+        unsigned long BaseUpper;
+    };
+    struct {
+        unsigned char __pad6[0xc];
+        unsigned long MustBeZero;
+    };
+};
+
+union _KIDTENTRY64 {
+    unsigned long long Alignment;
+    unsigned short OffsetLow;
+    struct {
+        unsigned char __pad1[0x2];
+        unsigned short Selector;
+    };
+    struct {
+        unsigned char __pad2[0x4];
+        unsigned short IstIndex : 3;
+        unsigned short Reserved0 : 5;
+        unsigned short Type : 5;
+        unsigned short Dpl : 2;
+        unsigned short Present : 1;
+    };
+    struct {
+        unsigned char __pad3[0x6];
+        unsigned short OffsetMiddle;
+    };
+    struct {
+        unsigned char __pad4[0x8];
+        unsigned long OffsetHigh;
+    };
+    struct {
+        unsigned char __pad5[0xc];
+        unsigned long Reserved1;
+    };
+};
+
+#pragma pack(push, 4)
+struct _KTSS64 {
+    unsigned long Reserved0;
+    unsigned long long Rsp0;
+    unsigned long long Rsp1;
+    unsigned long long Rsp2;
+    unsigned long long Ist[8];
+    unsigned long long Reserved1;
+    unsigned short Reserved2;
+    unsigned short IoMapBase;
+};
+#pragma pack(pop)
+
+struct _KDESCRIPTOR {
+    unsigned short Pad[3];
+    unsigned short Limit;
+    void *Base;
+};
+
+struct _M128A {
+    unsigned long long Low;
+    long long High;
+};
+
+struct _XSAVE_FORMAT {
+    unsigned short ControlWord;
+    unsigned short StatusWord;
+    unsigned char TagWord;
+    unsigned char Reserved1;
+    unsigned short ErrorOpcode;
+    unsigned long ErrorOffset;
+    unsigned short ErrorSelector;
+    unsigned short Reserved2;
+    unsigned long DataOffset;
+    unsigned short DataSelector;
+    unsigned short Reserved3;
+    unsigned long MxCsr;
+    unsigned long MxCsr_Mask;
+    struct _M128A FloatRegisters[8];
+    struct _M128A XmmRegisters[16];
+    unsigned char Reserved4[96];
+};
+
+struct _CONTEXT {
+    unsigned long long P1Home;
+    unsigned long long P2Home;
+    unsigned long long P3Home;
+    unsigned long long P4Home;
+    unsigned long long P5Home;
+    unsigned long long P6Home;
+    unsigned long ContextFlags;
+    unsigned long MxCsr;
+    unsigned short SegCs;
+    unsigned short SegDs;
+    unsigned short SegEs;
+    unsigned short SegFs;
+    unsigned short SegGs;
+    unsigned short SegSs;
+    unsigned long EFlags;
+    unsigned long long Dr0;
+    unsigned long long Dr1;
+    unsigned long long Dr2;
+    unsigned long long Dr3;
+    unsigned long long Dr6;
+    unsigned long long Dr7;
+    unsigned long long Rax;
+    unsigned long long Rcx;
+    unsigned long long Rdx;
+    unsigned long long Rbx;
+    unsigned long long Rsp;
+    unsigned long long Rbp;
+    unsigned long long Rsi;
+    unsigned long long Rdi;
+    unsigned long long R8;
+    unsigned long long R9;
+    unsigned long long R10;
+    unsigned long long R11;
+    unsigned long long R12;
+    unsigned long long R13;
+    unsigned long long R14;
+    unsigned long long R15;
+    unsigned long long Rip;
+    union {
+        struct _XSAVE_FORMAT FltSave;
+        struct {
+            struct _M128A Header[2];
+            struct _M128A Legacy[8];
+            struct _M128A Xmm0;
+            struct _M128A Xmm1;
+            struct _M128A Xmm2;
+            struct _M128A Xmm3;
+            struct _M128A Xmm4;
+            struct _M128A Xmm5;
+            struct _M128A Xmm6;
+            struct _M128A Xmm7;
+            struct _M128A Xmm8;
+            struct _M128A Xmm9;
+            struct _M128A Xmm10;
+            struct _M128A Xmm11;
+            struct _M128A Xmm12;
+            struct _M128A Xmm13;
+            struct _M128A Xmm14;
+            struct _M128A Xmm15;
+        };
+    };
+    struct _M128A VectorRegister[26];
+    unsigned long long VectorControl;
+    unsigned long long DebugControl;
+    unsigned long long LastBranchToRip;
+    unsigned long long LastBranchFromRip;
+    unsigned long long LastExceptionToRip;
+    unsigned long long LastExceptionFromRip;
+};
+
+struct _EXCEPTION_RECORD {
+    long ExceptionCode;
+    unsigned long ExceptionFlags;
+    struct _EXCEPTION_RECORD *ExceptionRecord;
+    void *ExceptionAddress;
+    unsigned long NumberParameters;
+    unsigned char __pad1[0x4];
+    unsigned long long ExceptionInformation[15];
+};
+
+struct _MACHINE_FRAME {
+    unsigned long long Rip;
+    unsigned short SegCs;
+    unsigned short Fill1[3];
+    unsigned long EFlags;
+    unsigned long Fill2;
+    unsigned long long Rsp;
+    unsigned short SegSs;
+    unsigned short Fill3[3];
+};
+
+struct _KTRAP_FRAME {
+    unsigned long long P1Home;
+    unsigned long long P2Home;
+    unsigned long long P3Home;
+    unsigned long long P4Home;
+    unsigned long long P5;
+    union {
+        unsigned char InterruptRetpolineState;
+        char PreviousMode;
+    };
+    unsigned char PreviousIrql;
+    union {
+        unsigned char FaultIndicator;
+        unsigned char NmiMsrIbrs;
+    };
+    unsigned char ExceptionActive;
+    unsigned long MxCsr;
+    unsigned long long Rax;
+    unsigned long long Rcx;
+    unsigned long long Rdx;
+    unsigned long long R8;
+    unsigned long long R9;
+    unsigned long long R10;
+    unsigned long long R11;
+    union {
+        unsigned long long GsBase;
+        unsigned long long GsSwap;
+    };
+    struct _M128A Xmm0;
+    struct _M128A Xmm1;
+    struct _M128A Xmm2;
+    struct _M128A Xmm3;
+    struct _M128A Xmm4;
+    struct _M128A Xmm5;
+    union {
+        unsigned long long ContextRecord;
+        unsigned long long FaultAddress;
+    };
+    unsigned long long Dr0;
+    unsigned long long Dr1;
+    unsigned long long Dr2;
+    unsigned long long Dr3;
+    unsigned long long Dr6;
+    unsigned long long Dr7;
+    unsigned long long DebugControl;
+    unsigned long long LastBranchToRip;
+    unsigned long long LastBranchFromRip;
+    unsigned long long LastExceptionToRip;
+    unsigned long long LastExceptionFromRip;
+    unsigned short SegDs;
+    unsigned short SegEs;
+    unsigned short SegFs;
+    unsigned short SegGs;
+    unsigned long long TrapFrame;
+    unsigned long long Rbx;
+    unsigned long long Rdi;
+    unsigned long long Rsi;
+    unsigned long long Rbp;
+    union {
+        unsigned long long ErrorCode;
+        unsigned long long ExceptionFrame;
+    };
+    unsigned long long Rip;
+    unsigned short SegCs;
+    unsigned char Fill0;
+    unsigned char Logging;
+    unsigned short Fill1[2];
+    unsigned long EFlags;
+    unsigned long Fill2;
+    unsigned long long Rsp;
+    unsigned short SegSs;
+    unsigned short Fill3;
+    unsigned long Fill4;
+};
+
+struct _KEXCEPTION_FRAME {
+    unsigned long long P1Home;
+    unsigned long long P2Home;
+    unsigned long long P3Home;
+    unsigned long long P4Home;
+    unsigned long long P5;
+    unsigned long long Spare1;
+    struct _M128A Xmm6;
+    struct _M128A Xmm7;
+    struct _M128A Xmm8;
+    struct _M128A Xmm9;
+    struct _M128A Xmm10;
+    struct _M128A Xmm11;
+    struct _M128A Xmm12;
+    struct _M128A Xmm13;
+    struct _M128A Xmm14;
+    struct _M128A Xmm15;
+    unsigned long long TrapFrame;
+    unsigned long long OutputBuffer;
+    unsigned long long OutputLength;
+    unsigned long long Spare2;
+    unsigned long long MxCsr;
+    unsigned long long Rbp;
+    unsigned long long Rbx;
+    unsigned long long Rdi;
+    unsigned long long Rsi;
+    unsigned long long R12;
+    unsigned long long R13;
+    unsigned long long R14;
+    unsigned long long R15;
+    unsigned long long Return;
+};
+
+struct _KSPECIAL_REGISTERS {
+    unsigned long long Cr0;
+    unsigned long long Cr2;
+    unsigned long long Cr3;
+    unsigned long long Cr4;
+    unsigned long long KernelDr0;
+    unsigned long long KernelDr1;
+    unsigned long long KernelDr2;
+    unsigned long long KernelDr3;
+    unsigned long long KernelDr6;
+    unsigned long long KernelDr7;
+    struct _KDESCRIPTOR Gdtr;
+    struct _KDESCRIPTOR Idtr;
+    unsigned short Tr;
+    unsigned short Ldtr;
+    unsigned long MxCsr;
+    unsigned long long DebugControl;
+    unsigned long long LastBranchToRip;
+    unsigned long long LastBranchFromRip;
+    unsigned long long LastExceptionToRip;
+    unsigned long long LastExceptionFromRip;
+    unsigned long long Cr8;
+    unsigned long long MsrGsBase;
+    unsigned long long MsrGsSwap;
+    unsigned long long MsrStar;
+    unsigned long long MsrLStar;
+    unsigned long long MsrCStar;
+    unsigned long long MsrSyscallMask;
+    unsigned long long Xcr0;
+    unsigned long long MsrFsBase;
+    unsigned long long SpecialPadding0;
+};
+
+struct _KPROCESSOR_STATE {
+    struct _KSPECIAL_REGISTERS SpecialRegisters;
+    struct _CONTEXT ContextFrame;
+};
+
+struct _NT_TIB {
+    struct _EXCEPTION_REGISTRATION_RECORD *ExceptionList;
+    void *StackBase;
+    void *StackLimit;
+    void *SubSystemTib;
+    union {
+        void *FiberData;
+        unsigned long Version;
+    };
+    void *ArbitraryUserPointer;
+    struct _NT_TIB *Self;
+};
+
+union _KPRCBFLAG {
+    unsigned long __opaque[1];
+};
+
+struct _KDPC_DATA {
+    unsigned long long __opaque[5];
+};
+
+struct _KTIMER_TABLE {
+    unsigned long long __opaque[2115];
+};
+
+struct _PROCESSOR_POWER_STATE {
+    unsigned long long __opaque[64];
+};
+
+union _SLIST_HEADER {
+    unsigned long long __opaque[2];
+};
+
+struct _KPRCB {
+    unsigned long MxCsr;
+    unsigned char LegacyNumber;
+    unsigned char __pad1[0x1];
+    unsigned char InterruptRequest;
+    unsigned char IdleHalt;
+    struct _KTHREAD *CurrentThread;
+    struct _KTHREAD *NextThread;
+    struct _KTHREAD *IdleThread;
+    unsigned char NestingLevel;
+    unsigned char __pad2[0x3];
+    unsigned long Number;
+    unsigned long long RspBase;
+    unsigned long long PrcbLock;
+    unsigned char __pad3[0x8];
+    char CpuType;
+    char CpuID;
+    union {
+        unsigned short CpuStep;
+        struct {
+            unsigned char __pad4[0x1];
+            unsigned char CpuModel;
+        };
+    };
+    unsigned long MHz;
+    unsigned char __pad5[0x40];
+    unsigned short MinorVersion;
+    unsigned short MajorVersion;
+    unsigned char BuildType;
+    unsigned char CpuVendor;
+    unsigned char __pad6[0xa];
+    unsigned long CoresPerPhysicalProcessor;
+    unsigned long LogicalProcessorsPerCore;
+    unsigned char __pad7[0x28];
+    unsigned long long GroupSetMember;
+    unsigned char Group;
+    unsigned char GroupIndex;
+    unsigned char __pad8[0x2];
+    unsigned long InitialApicId;
+    unsigned char __pad9[0x14];
+    union _KPRCBFLAG PrcbFlags;
+    unsigned char __pad10[0xb];
+    unsigned char BpbKernelSpecCtrl;
+    unsigned char __pad11[0x4];
+    struct _KPROCESSOR_STATE ProcessorState;
+    unsigned char __pad12[0x2650];
+    long MmPageFaultCount;
+    long MmCopyOnWriteCount;
+    long MmTransitionCount;
+    long MmDemandZeroCount;
+    long MmPageReadCount;
+    unsigned char __pad13[0x4];
+    long MmDirtyPagesWriteCount;
+    unsigned char __pad14[0xc];
+    unsigned long KeSystemCalls;
+    unsigned long KeContextSwitches;
+    unsigned char __pad15[0x48];
+    unsigned long IpiFrozen;
+    unsigned char __pad16[0x334];
+    struct _KDPC_DATA DpcData[2];
+    void *DpcStack;
+    unsigned char __pad17[0x11];
+    unsigned char QuantumEnd;
+    unsigned char __pad18[0x1];
+    unsigned char IdleSchedule;
+    unsigned char __pad19[0x814];
+    struct _KTIMER_TABLE TimerTable;
+    unsigned char __pad20[0x88];
+    long ClockKeepAlive;
+    unsigned char __pad21[0x1c];
+    struct _LIST_ENTRY WaitListHead;
+    unsigned char __pad22[0x8];
+    unsigned long ReadySummary;
+    unsigned char __pad23[0x64];
+    struct _LIST_ENTRY DispatcherReadyListHead[32];
+    unsigned long InterruptCount;
+    unsigned long KernelTime;
+    unsigned long UserTime;
+    unsigned long DpcTime;
+    unsigned long InterruptTime;
+    unsigned char __pad24[0x7c];
+    unsigned long PageColor;
+    unsigned long NodeColor;
+    unsigned char __pad25[0xe8];
+    struct _PROCESSOR_POWER_STATE PowerState;
+    unsigned char __pad26[0x120];
+    void *WheaInfo;
+    unsigned char __pad27[0x18];
+    union _SLIST_HEADER HypercallPageList;
+    unsigned char __pad28[0x38];
+    void *VirtualApicAssist;
+    unsigned char __pad29[0x200];
+    unsigned char VendorString[13];
+    unsigned char __pad30[0x3];
+    unsigned long long FeatureBits;
+    union _LARGE_INTEGER UpdateSignature;
+    unsigned char __pad31[0x10];
+    struct _CONTEXT *Context;
+    unsigned long ContextFlagsInit;
+    unsigned char __pad32[0x8b4];
+    unsigned long long KernelDirectoryTableBase;
+    unsigned long long RspBaseShadow;
+    unsigned long long UserRspShadow;
+    unsigned long ShadowFlags;
+    unsigned char __pad33[0x2064];
+};
+
+struct _KPCR {
+    union {
+        struct _NT_TIB NtTib;
+        struct {
+            union _KGDTENTRY64 *GdtBase;
+            struct _KTSS64 *TssBase;
+            unsigned long long UserRsp;
+            struct _KPCR *Self;
+            struct _KPRCB *CurrentPrcb;
+            struct _KSPIN_LOCK_QUEUE *LockArray;
+            void *Used_Self;
+        };
+    };
+    union _KIDTENTRY64 *IdtBase;
+    unsigned char __pad1[0x10];
+    unsigned char Irql;
+    unsigned char __pad2[0xf];
+    unsigned short MajorVersion;
+    unsigned short MinorVersion;
+    unsigned long StallScaleFactor;
+    unsigned char __pad3[0xa0];
+    void *KdVersionBlock;
+    unsigned char __pad4[0x70];
+    struct _KPRCB Prcb;
+};
+
+struct _DISPATCHER_HEADER {
+    union {
+        long Lock;
+        long LockNV;
+        struct {
+            unsigned char Type;
+            unsigned char __pad1[0x1];
+            unsigned char Size;
+        };
+    };
+    long SignalState;
+    struct _LIST_ENTRY WaitListHead;
+};
+
+struct _KEVENT {
+    struct _DISPATCHER_HEADER Header;
+};
+
+struct _KSEMAPHORE {
+    struct _DISPATCHER_HEADER Header;
+    long Limit;
+    unsigned char __pad1[0x4];
+};
+
+struct _KGATE {
+    struct _DISPATCHER_HEADER Header;
+};
+
+struct _KTIMER {
+    struct _DISPATCHER_HEADER Header;
+    union _ULARGE_INTEGER DueTime;
+    struct _LIST_ENTRY TimerListEntry;
+    struct _KDPC *Dpc;
+    unsigned short Processor;
+    unsigned char __pad1[0x2];
+    unsigned long Period;
+};
+
+struct _KDPC {
+    unsigned char Type;
+    unsigned char Importance;
+    unsigned short Number;
+    unsigned char __pad1[0x4];
+    struct _SINGLE_LIST_ENTRY DpcListEntry;
+    unsigned char __pad2[0x8];
+    void *DeferredRoutine;
+    void *DeferredContext;
+    void *SystemArgument1;
+    void *SystemArgument2;
+    void *DpcData;
+};
+
+struct _KAPC {
+    unsigned char Type;
+    union {
+        unsigned char AllFlags;
+        struct {
+            unsigned char CallbackDataContext : 1;
+            unsigned char Unused : 7;
+        };
+    };
+    unsigned char Size;
+    unsigned char SpareByte1;
+    unsigned long SpareLong0;
+    struct _KTHREAD *Thread;
+    struct _LIST_ENTRY ApcListEntry;
+    union {
+        void *Reserved[3];
+        struct {
+            void *KernelRoutine;
+            void *RundownRoutine;
+            void *NormalRoutine;
+        };
+    };
+    void *NormalContext;
+    void *SystemArgument1;
+    void *SystemArgument2;
+    char ApcStateIndex;
+    char ApcMode;
+    unsigned char Inserted;
+    unsigned char __pad1[0x5];
+};
+
+struct _KAPC_STATE {
+    struct _LIST_ENTRY ApcListHead[2];
+    struct _KPROCESS *Process;
+    union {
+        unsigned char InProgressFlags;
+        struct {
+            unsigned char KernelApcInProgress : 1;
+            unsigned char SpecialApcInProgress : 1;
+            unsigned char : 6;
+        };
+    };
+    unsigned char KernelApcPending;
+    union {
+        struct {
+            unsigned char SpecialUserApcPending : 1;
+            unsigned char UserApcPending : 1;
+            unsigned char : 6;
+        };
+        unsigned char UserApcPendingAll;
+    };
+    unsigned char __pad1[0x5];
+};
+
+struct _KWAIT_BLOCK {
+    struct _LIST_ENTRY WaitListEntry;
+    unsigned char WaitType;
+    unsigned char BlockState;
+    unsigned short WaitKey;
+    unsigned char __pad1[0x4];
+    struct _KTHREAD *Thread;
+    void *Object;
+    void *SparePtr;
+};
+
+struct _KSYSTEM_TIME {
+    unsigned long LowPart;
+    long High1Time;
+    long High2Time;
+};
+
+struct _KUSER_SHARED_DATA {
+    unsigned long TickCountLowDeprecated;
+    unsigned long TickCountMultiplier;
+    struct _KSYSTEM_TIME InterruptTime;
+    struct _KSYSTEM_TIME SystemTime;
+    struct _KSYSTEM_TIME TimeZoneBias;
+    unsigned short ImageNumberLow;
+    unsigned short ImageNumberHigh;
+    unsigned short NtSystemRoot[260];
+    unsigned char __pad1[0xc];
+    unsigned long LargePageMinimum;
+    unsigned char __pad2[0x18];
+    unsigned long NtBuildNumber;
+    enum _NT_PRODUCT_TYPE NtProductType;
+    unsigned char ProductTypeIsValid;
+    unsigned char __pad3[0x1];
+    unsigned short NativeProcessorArchitecture;
+    unsigned long NtMajorVersion;
+    unsigned long NtMinorVersion;
+    unsigned char ProcessorFeatures[64];
+    unsigned char __pad4[0xc];
+    unsigned long AlternativeArchitecture;
+    unsigned long BootId;
+    unsigned char __pad5[0x8];
+    unsigned long SuiteMask;
+    unsigned char KdDebuggerEnabled;
+    unsigned char NXSupportPolicy : 2;
+    unsigned char : 6;
+    unsigned char __pad6[0x6];
+    unsigned long DismountCount;
+    unsigned long ComPlusPackage;
+    unsigned long LastSystemRITEventTickCount;
+    unsigned long NumberOfPhysicalPages;
+    unsigned char SafeBootMode;
+    unsigned char __pad7[0x3];
+    unsigned long SharedDataFlags;
+    unsigned char __pad8[0x4];
+    unsigned long long TestRetInstruction;
+    long long QpcFrequency;
+    unsigned long SystemCall;
+    unsigned char __pad9[0x14];
+    union {
+        struct _KSYSTEM_TIME TickCount;
+        unsigned long long TickCountQuad;
+        unsigned char __pad10[0x10];
+    };
+    unsigned long Cookie;
+    unsigned char __pad11[0x4];
+    long long ConsoleSessionForegroundProcessId;
+    unsigned char __pad12[0x40];
+    unsigned short UserModeGlobalLogger[16];
+    unsigned long ImageFileExecutionOptions;
+    unsigned long LangGenerationCount;
+    unsigned char __pad13[0x8];
+    unsigned long long InterruptTimeBias;
+    unsigned long long QpcBias;
+    unsigned long ActiveProcessorCount;
+    unsigned char ActiveGroupCount;
+    unsigned char __pad14[0x1];
+    unsigned short QpcData;
+    unsigned char __pad15[0x358];
+};
+
+struct _KAFFINITY_EX {
+    unsigned short Count;
+    unsigned short Size;
+    unsigned char __pad1[0x4];
+    unsigned long long Bitmap[20];
+};
+
+struct _GROUP_AFFINITY {
+    unsigned long long Mask;
+    unsigned short Group;
+    unsigned short Reserved[3];
+};
+
+union _KEXECUTE_OPTIONS {
+    unsigned char __opaque[1];
+};
+
+union _KSTACK_COUNT {
+    unsigned long __opaque[1];
+};
+
+struct _KPROCESS {
+    struct _DISPATCHER_HEADER Header;
+    struct _LIST_ENTRY ProfileListHead;
+    unsigned long long DirectoryTableBase;
+    struct _LIST_ENTRY ThreadListHead;
+    unsigned long ProcessLock;
+    unsigned char __pad1[0xc];
+    struct _KAFFINITY_EX Affinity;
+    unsigned char __pad2[0x60];
+    struct _LIST_ENTRY ReadyListHead;
+    struct _SINGLE_LIST_ENTRY SwapListEntry;
+    struct _KAFFINITY_EX ActiveProcessors;
+    unsigned char __pad3[0x68];
+    char BasePriority;
+    char QuantumReset;
+    char Visited;
+    union _KEXECUTE_OPTIONS Flags;
+    unsigned short ThreadSeed[20];
+    unsigned char __pad4[0x18];
+    unsigned short IdealProcessor[20];
+    unsigned char __pad5[0x18];
+    unsigned short IdealNode[20];
+    unsigned char __pad6[0x1c];
+    union _KSTACK_COUNT StackCount;
+    unsigned char __pad7[0x4];
+    struct _LIST_ENTRY ProcessListEntry;
+    unsigned long long CycleTime;
+    unsigned long long ContextSwitches;
+    unsigned char __pad8[0xc];
+    unsigned long KernelTime;
+    unsigned long UserTime;
+    unsigned char __pad9[0x4];
+    unsigned long long UserDirectoryTableBase;
+    unsigned char AddressPolicy;
+    unsigned char __pad10[0x47];
+    void *InstrumentationCallback;
+    union {
+        struct {
+            unsigned long long SecureProcess : 1;
+            unsigned long long Unused : 1;
+            unsigned long long : 62;
+        } Flags;
+        unsigned long long SecureHandle;
+    } SecureState;
+    unsigned char __pad11[0x50];
+};
+
+struct _SE_AUDIT_PROCESS_CREATION_INFO {
+    struct _OBJECT_NAME_INFORMATION *ImageFileName;
+};
+
+struct _MMSUPPORT_FLAGS {
+    union {
+        unsigned short u1;
+        struct {
+            unsigned char WorkingSetType : 3;
+            unsigned char Reserved0 : 3;
+            unsigned char MaximumWorkingSetHard : 1;
+            unsigned char MinimumWorkingSetHard : 1;
+            unsigned char SessionMaster : 1;
+            unsigned char TrimmerState : 2;
+            unsigned char Reserved : 1;
+            unsigned char PageStealers : 4;
+        };
+    };
+    unsigned char MemoryPriority;
+    union {
+        struct {
+            unsigned char WsleDeleted : 1;
+            unsigned char SvmEnabled : 1;
+            unsigned char ForceAge : 1;
+            unsigned char ForceTrim : 1;
+            unsigned char NewMaximum : 1;
+            unsigned char CommitReleaseState : 2;
+            unsigned char : 1;
+        };
+        unsigned char u2;
+    };
+};
+
+struct _MMSUPPORT_INSTANCE {
+    unsigned long NextPageColor;
+    unsigned long PageFaultCount;
+    unsigned long long TrimmedPageCount;
+    struct _MMWSL_INSTANCE *VmWorkingSetList;
+    struct _LIST_ENTRY WorkingSetExpansionLinks;
+    unsigned long long AgeDistribution[8];
+    struct _KGATE *ExitOutswapGate;
+    unsigned long long MinimumWorkingSetSize;
+    unsigned long long WorkingSetLeafSize;
+    unsigned long long WorkingSetLeafPrivateSize;
+    unsigned long long WorkingSetSize;
+    unsigned long long WorkingSetPrivateSize;
+    unsigned long long MaximumWorkingSetSize;
+    unsigned long long PeakWorkingSetSize;
+    unsigned long HardFaultCount;
+    unsigned short LastTrimStamp;
+    unsigned short PartitionId;
+    unsigned long long SelfmapLock;
+    struct _MMSUPPORT_FLAGS Flags;
+    unsigned char __pad1[0x4];
+};
+
+struct _MMSUPPORT_SHARED {
+    long WorkingSetLock;
+    long GoodCitizenWaiting;
+    unsigned long long ReleasedCommitDebt;
+    unsigned long long ResetPagesRepurposedCount;
+    void *WsSwapSupport;
+    void *CommitReleaseContext;
+    void *AccessLog;
+    unsigned long long ChargedWslePages;
+    unsigned long long ActualWslePages;
+    unsigned long long WorkingSetCoreLock;
+    void *ShadowMapping;
+    unsigned char __pad1[0x30];
+};
+
+struct _MMSUPPORT_FULL {
+    struct _MMSUPPORT_INSTANCE Instance;
+    struct _MMSUPPORT_SHARED Shared;
+};
+
+struct _ALPC_PROCESS_CONTEXT {
+    struct _EX_PUSH_LOCK Lock;
+    struct _LIST_ENTRY ViewListHead;
+    unsigned long long PagedPoolQuotaCache;
+};
+
+struct _PS_PROTECTION {
+    union {
+        struct {
+            unsigned char Type : 3;
+            unsigned char Audit : 1;
+            unsigned char Signer : 4;
+        };
+        unsigned char Level;
+    };
+};
+
+union _PS_INTERLOCKED_TIMER_DELAY_VALUES {
+    unsigned long long __opaque[1];
+};
+
+struct _EPROCESS {
+    struct _KPROCESS Pcb;
+    struct _EX_PUSH_LOCK ProcessLock;
+    void *UniqueProcessId;
+    struct _LIST_ENTRY ActiveProcessLinks;
+    struct _EX_RUNDOWN_REF RundownProtect;
+    union {
+        unsigned long Flags2;
+        struct {
+            unsigned long JobNotReallyActive : 1;
+            unsigned long : 31;
+        };
+    };
+    union {
+        unsigned long Flags;
+        struct {
+            unsigned long CreateReported : 1;
+            unsigned long NoDebugInherit : 1;
+            unsigned long ProcessExiting : 1;
+            unsigned long ProcessDelete : 1;
+            unsigned long : 1;
+            unsigned long VmDeleted : 1;
+            unsigned long : 1;
+            unsigned long Outswapped : 1;
+            unsigned long : 1;
+            unsigned long Wow64VaSpace4Gb : 1;
+            unsigned long AddressSpaceInitialized : 2;
+            unsigned long : 1;
+            unsigned long BreakOnTermination : 1;
+            unsigned long : 8;
+            unsigned long ImageNotifyDone : 1;
+            unsigned long : 1;
+            unsigned long VdmAllowed : 1;
+            unsigned long : 1;
+            unsigned long ProcessInserted : 1;
+            unsigned long : 5;
+        };
+    };
+    union _LARGE_INTEGER CreateTime;
+    unsigned long long ProcessQuotaUsage[2];
+    unsigned long long ProcessQuotaPeak[2];
+    unsigned long long PeakVirtualSize;
+    unsigned long long VirtualSize;
+    struct _LIST_ENTRY SessionProcessLinks;
+    union {
+        void *ExceptionPortData;
+        unsigned long long ExceptionPortValue;
+    };
+    struct _EX_FAST_REF Token;
+    unsigned long long MmReserved;
+    struct _EX_PUSH_LOCK AddressCreationLock;
+    struct _EX_PUSH_LOCK PageTableCommitmentLock;
+    struct _ETHREAD *RotateInProgress;
+    struct _ETHREAD *ForkInProgress;
+    struct _EJOB *CommitChargeJob;
+    struct _RTL_AVL_TREE CloneRoot;
+    unsigned long long NumberOfPrivatePages;
+    unsigned long long NumberOfLockedPages;
+    void *Win32Process;
+    struct _EJOB *Job;
+    void *SectionObject;
+    void *SectionBaseAddress;
+    unsigned long Cookie;
+    unsigned char __pad1[0x4];
+    struct _PAGEFAULT_HISTORY *WorkingSetWatch;
+    void *Win32WindowStation;
+    void *InheritedFromUniqueProcessId;
+    unsigned long long OwnerProcessId;
+    struct _PEB *Peb;
+    struct _MM_SESSION_SPACE *Session;
+    void *Spare1;
+    struct _EPROCESS_QUOTA_BLOCK *QuotaBlock;
+    struct _HANDLE_TABLE *ObjectTable;
+    void *DebugPort;
+    struct _EWOW64PROCESS *WoW64Process;
+    void *DeviceMap;
+    void *EtwDataSource;
+    unsigned long long PageDirectoryPte;
+    struct _FILE_OBJECT *ImageFilePointer;
+    unsigned char ImageFileName[15];
+    unsigned char PriorityClass;
+    void *SecurityPort;
+    struct _SE_AUDIT_PROCESS_CREATION_INFO SeAuditProcessCreationInfo;
+    struct _LIST_ENTRY JobLinks;
+    void *HighestUserAddress;
+    struct _LIST_ENTRY ThreadListHead;
+    unsigned long ActiveThreads;
+    unsigned long ImagePathHash;
+    unsigned long DefaultHardErrorProcessing;
+    long LastThreadExitStatus;
+    struct _EX_FAST_REF PrefetchTrace;
+    void *LockedPagesList;
+    union _LARGE_INTEGER ReadOperationCount;
+    union _LARGE_INTEGER WriteOperationCount;
+    union _LARGE_INTEGER OtherOperationCount;
+    union _LARGE_INTEGER ReadTransferCount;
+    union _LARGE_INTEGER WriteTransferCount;
+    union _LARGE_INTEGER OtherTransferCount;
+    unsigned long long CommitChargeLimit;
+    unsigned long long CommitCharge;
+    unsigned long long CommitChargePeak;
+    unsigned char __pad2[0x28];
+    struct _MMSUPPORT_FULL Vm;
+    struct _LIST_ENTRY MmProcessLinks;
+    unsigned long ModifiedPageCount;
+    long ExitStatus;
+    struct _RTL_AVL_TREE VadRoot;
+    void *VadHint;
+    unsigned long long VadCount;
+    unsigned long long VadPhysicalPages;
+    unsigned long long VadPhysicalPagesLimit;
+    struct _ALPC_PROCESS_CONTEXT AlpcContext;
+    struct _LIST_ENTRY TimerResolutionLink;
+    unsigned char __pad3[0x8];
+    unsigned long RequestedTimerResolution;
+    unsigned long SmallestTimerResolution;
+    union _LARGE_INTEGER ExitTime;
+    struct _INVERTED_FUNCTION_TABLE *InvertedFunctionTable;
+    unsigned char __pad4[0x8];
+    unsigned long ActiveThreadsHighWatermark;
+    unsigned long LargePrivateVadCount;
+    unsigned char __pad5[0x18];
+    unsigned char SignatureLevel;
+    unsigned char SectionSignatureLevel;
+    struct _PS_PROTECTION Protection;
+    unsigned char __pad6[0x1];
+    union {
+        unsigned long Flags3;
+        struct {
+            unsigned long Minimal : 1;
+            unsigned long : 11;
+            unsigned long SystemProcess : 1;
+            unsigned long : 19;
+        };
+    };
+    unsigned char __pad7[0x8];
+    void *SvmData;
+    unsigned char __pad8[0x38];
+    void *EnclaveTable;
+    unsigned long long EnclaveNumber;
+    unsigned char __pad9[0x18];
+    void *VmContext;
+    unsigned long long SequenceNumber;
+    unsigned long long CreateInterruptTime;
+    unsigned long long CreateUnbiasedInterruptTime;
+    unsigned long long TotalUnbiasedFrozenTime;
+    unsigned long long LastAppStateUpdateTime;
+    unsigned char __pad10[0x10];
+    struct _EX_PUSH_LOCK SharedCommitLock;
+    struct _LIST_ENTRY SharedCommitLinks;
+    unsigned char __pad11[0x28];
+    union _PS_INTERLOCKED_TIMER_DELAY_VALUES ProcessTimerDelay;
+    unsigned char __pad12[0x58];
+    union {
+        unsigned long MitigationFlags;
+        struct {
+            unsigned long ControlFlowGuardEnabled : 1;
+            unsigned long ControlFlowGuardExportSuppressionEnabled : 1;
+            unsigned long ControlFlowGuardStrict : 1;
+            unsigned long DisallowStrippedImages : 1;
+            unsigned long ForceRelocateImages : 1;
+            unsigned long HighEntropyASLREnabled : 1;
+            unsigned long StackRandomizationDisabled : 1;
+            unsigned long ExtensionPointDisable : 1;
+            unsigned long DisableDynamicCode : 1;
+            unsigned long DisableDynamicCodeAllowOptOut : 1;
+            unsigned long DisableDynamicCodeAllowRemoteDowngrade : 1;
+            unsigned long AuditDisableDynamicCode : 1;
+            unsigned long DisallowWin32kSystemCalls : 1;
+            unsigned long AuditDisallowWin32kSystemCalls : 1;
+            unsigned long EnableFilteredWin32kAPIs : 1;
+            unsigned long AuditFilteredWin32kAPIs : 1;
+            unsigned long DisableNonSystemFonts : 1;
+            unsigned long AuditNonSystemFontLoading : 1;
+            unsigned long PreferSystem32Images : 1;
+            unsigned long ProhibitRemoteImageMap : 1;
+            unsigned long AuditProhibitRemoteImageMap : 1;
+            unsigned long ProhibitLowILImageMap : 1;
+            unsigned long AuditProhibitLowILImageMap : 1;
+            unsigned long SignatureMitigationOptIn : 1;
+            unsigned long AuditBlockNonMicrosoftBinaries : 1;
+            unsigned long AuditBlockNonMicrosoftBinariesAllowStore : 1;
+            unsigned long LoaderIntegrityContinuityEnabled : 1;
+            unsigned long AuditLoaderIntegrityContinuity : 1;
+            unsigned long EnableModuleTamperingProtection : 1;
+            unsigned long EnableModuleTamperingProtectionNoInherit : 1;
+            unsigned long RestrictIndirectBranchPrediction : 1;
+            unsigned long IsolateSecurityDomain : 1;
+        } MitigationFlagsValues;
+    };
+    unsigned long MitigationFlags2;
+    void *PartitionObject;
+    unsigned long long SecurityDomain;
+    unsigned long long ParentSecurityDomain;
+    unsigned char __pad13[0x50];
+};
+
+struct _OBJECT_NAME_INFORMATION {
+    struct _UNICODE_STRING Name;
+};
+
+union _KWAIT_STATUS_REGISTER {
+    unsigned char __opaque[1];
+};
+
+struct _KTHREAD {
+    struct _DISPATCHER_HEADER Header;
+    void *SListFaultAddress;
+    unsigned long long QuantumTarget;
+    void *InitialStack;
+    void *StackLimit;
+    void *StackBase;
+    unsigned long long ThreadLock;
+    unsigned long long CycleTime;
+    unsigned long CurrentRunTime;
+    unsigned long ExpectedRunTime;
+    void *KernelStack;
+    struct _XSAVE_FORMAT *StateSaveArea;
+    unsigned char __pad1[0x8];
+    union _KWAIT_STATUS_REGISTER WaitRegister;
+    unsigned char Running;
+    unsigned char Alerted[2];
+    union {
+        long MiscFlags;
+        struct {
+            unsigned long : 10;
+            unsigned long SystemThread : 1;
+            unsigned long : 21;
+        };
+    };
+    union {
+        long ThreadFlags;
+        struct {
+            unsigned long : 14;
+            unsigned long FreezeCount : 1;
+            unsigned long : 2;
+            unsigned long KernelStackResident : 1;
+            unsigned long : 14;
+        };
+    };
+    unsigned char Tag;
+    unsigned char __pad2[0x3];
+    unsigned long SystemCallNumber;
+    unsigned long ReadyTime;
+    void *FirstArgument;
+    struct _KTRAP_FRAME *TrapFrame;
+    union {
+        struct _KAPC_STATE ApcState;
+        struct {
+            unsigned char __pad3[0x2b];
+            char Priority;
+            unsigned long UserIdealProcessor;
+        };
+    };
+    long long WaitStatus;
+    struct _KWAIT_BLOCK *WaitBlockList;
+    union {
+        struct _LIST_ENTRY WaitListEntry;
+        struct _SINGLE_LIST_ENTRY SwapListEntry;
+    };
+    struct _DISPATCHER_HEADER *Queue;
+    void *Teb;
+    unsigned char __pad4[0x8];
+    struct _KTIMER Timer;
+    union {
+        struct _KWAIT_BLOCK WaitBlock[4];
+        struct {
+            unsigned char __pad5[0x14];
+            unsigned long ContextSwitches;
+            unsigned char __pad6[0x2c];
+            unsigned char State;
+            unsigned char __pad7[0x1];
+            unsigned char WaitIrql;
+            char WaitMode;
+            unsigned char __pad8[0x2c];
+            unsigned long WaitTime;
+            unsigned char __pad9[0x10];
+            void *Win32Thread;
+            unsigned char __pad10[0x14];
+            unsigned long CombinedApcDisable;
+        };
+        struct {
+            unsigned char __pad11[0xa4];
+            short KernelApcDisable;
+            short SpecialApcDisable;
+        };
+    };
+    unsigned char __pad12[0x8];
+    struct _LIST_ENTRY QueueListEntry;
+    unsigned long NextProcessor;
+    long QueuePriority;
+    struct _KPROCESS *Process;
+    union {
+        struct _GROUP_AFFINITY UserAffinity;
+        struct {
+            unsigned char __pad13[0xa];
+            char PreviousMode;
+            char BasePriority;
+            char PriorityDecrement;
+            unsigned char Preempted;
+            unsigned char AdjustReason;
+            char AdjustIncrement;
+        };
+    };
+    unsigned char __pad14[0x8];
+    union {
+        struct _GROUP_AFFINITY Affinity;
+        struct {
+            unsigned char __pad15[0xa];
+            unsigned char ApcStateIndex;
+            unsigned char __pad16[0x1];
+            unsigned long IdealProcessor;
+        };
+    };
+    unsigned long long NpxState;
+    union {
+        struct _KAPC_STATE SavedApcState;
+        struct {
+            unsigned char __pad17[0x2b];
+            unsigned char WaitReason;
+            char SuspendCount;
+        };
+    };
+    unsigned char __pad18[0x3];
+    unsigned char QuantumReset;
+    unsigned long KernelTime;
+    unsigned char __pad19[0x4b];
+    unsigned char CallbackNestingLevel;
+    unsigned long UserTime;
+    struct _KEVENT SuspendEvent;
+    struct _LIST_ENTRY ThreadListEntry;
+    struct _LIST_ENTRY MutantListHead;
+    unsigned char __pad20[0x4c];
+    short KeReferenceCount;
+    unsigned char __pad21[0x1a];
+    long long ReadOperationCount;
+    long long WriteOperationCount;
+    long long OtherOperationCount;
+    long long ReadTransferCount;
+    long long WriteTransferCount;
+    long long OtherTransferCount;
+    unsigned char __pad22[0x80];
+};
+
+union _PS_CLIENT_SECURITY_CONTEXT {
+    unsigned long long __opaque[1];
+};
+
+struct _ETHREAD {
+    struct _KTHREAD Tcb;
+    union _LARGE_INTEGER CreateTime;
+    union _LARGE_INTEGER ExitTime;
+    unsigned char __pad1[0x10];
+    void *StartAddress;
+    unsigned char __pad2[0x20];
+    struct _CLIENT_ID Cid;
+    unsigned char __pad3[0x20];
+    union _PS_CLIENT_SECURITY_CONTEXT ClientSecurity;
+    struct _LIST_ENTRY IrpList;
+    unsigned long long TopLevelIrp;
+    unsigned char __pad4[0x8];
+    void *Win32StartAddress;
+    unsigned char __pad5[0x10];
+    struct _LIST_ENTRY ThreadListEntry;
+    struct _EX_RUNDOWN_REF RundownProtect;
+    struct _EX_PUSH_LOCK ThreadLock;
+    unsigned long ReadClusterSize;
+    unsigned char __pad6[0x4];
+    union {
+        unsigned long CrossThreadFlags;
+        struct {
+            unsigned long Terminated : 1;
+            unsigned long ThreadInserted : 1;
+            unsigned long : 30;
+        };
+    };
+    unsigned long SameThreadPassiveFlags;
+    union {
+        unsigned long SameThreadApcFlags;
+        struct {
+            unsigned char OwnsProcessAddressSpaceExclusive : 1;
+            unsigned char OwnsProcessAddressSpaceShared : 1;
+            unsigned char : 5;
+            unsigned char OwnsVadExclusive : 1;
+            unsigned char : 6;
+            unsigned char OwnsVadShared : 1;
+            unsigned char : 1;
+        };
+    };
+    unsigned char CacheManagerActive;
+    unsigned char DisablePageFaultClustering;
+    unsigned char ActiveFaultCount;
+    unsigned char __pad7[0x29];
+    long ExitStatus;
+    unsigned char __pad8[0x10];
+    unsigned long KernelStackReference;
+    unsigned char __pad9[0xb0];
+    struct _UNICODE_STRING *ThreadName;
+    unsigned char __pad10[0x280];
+};
+
+struct _PEB {
+    unsigned char InheritedAddressSpace;
+    unsigned char ReadImageFileExecOptions;
+    unsigned char BeingDebugged;
+    unsigned char BitField;
+    unsigned char __pad1[0x4];
+    void *Mutant;
+    void *ImageBaseAddress;
+    struct _PEB_LDR_DATA *Ldr;
+    struct _RTL_USER_PROCESS_PARAMETERS *ProcessParameters;
+    void *SubSystemData;
+    void *ProcessHeap;
+    struct _RTL_CRITICAL_SECTION *FastPebLock;
+    unsigned char __pad2[0x18];
+    void *KernelCallbackTable;
+    unsigned char __pad3[0x8];
+    void *ApiSetMap;
+    unsigned char __pad4[0x8];
+    void *TlsBitmap;
+    unsigned long TlsBitmapBits[2];
+    void *ReadOnlySharedMemoryBase;
+    unsigned char __pad5[0x10];
+    void *AnsiCodePageData;
+    void *OemCodePageData;
+    void *UnicodeCaseTableData;
+    unsigned long NumberOfProcessors;
+    unsigned long NtGlobalFlag;
+    union _LARGE_INTEGER CriticalSectionTimeout;
+    unsigned long long HeapSegmentReserve;
+    unsigned long long HeapSegmentCommit;
+    unsigned char __pad6[0x10];
+    unsigned long NumberOfHeaps;
+    unsigned long MaximumNumberOfHeaps;
+    void **ProcessHeaps;
+    void *GdiSharedHandleTable;
+    unsigned char __pad7[0x10];
+    struct _RTL_CRITICAL_SECTION *LoaderLock;
+    unsigned long OSMajorVersion;
+    unsigned long OSMinorVersion;
+    unsigned short OSBuildNumber;
+    unsigned short OSCSDVersion;
+    unsigned long OSPlatformId;
+    unsigned long ImageSubsystem;
+    unsigned long ImageSubsystemMajorVersion;
+    unsigned long ImageSubsystemMinorVersion;
+    unsigned char __pad8[0x18c];
+    unsigned long SessionId;
+    unsigned char __pad9[0x24];
+    struct _UNICODE_STRING CSDVersion;
+    unsigned char __pad10[0x20];
+    unsigned long long MinimumStackCommit;
+    unsigned char __pad11[0x4a8];
+};
+
+struct _PEB_LDR_DATA {
+    unsigned long Length;
+    unsigned char Initialized;
+    unsigned char __pad1[0x3];
+    void *SsHandle;
+    struct _LIST_ENTRY InLoadOrderModuleList;
+    struct _LIST_ENTRY InMemoryOrderModuleList;
+    struct _LIST_ENTRY InInitializationOrderModuleList;
+    void *EntryInProgress;
+    unsigned char ShutdownInProgress;
+    unsigned char __pad2[0x7];
+    void *ShutdownThreadId;
+};
+
+struct _LDR_DATA_TABLE_ENTRY {
+    struct _LIST_ENTRY InLoadOrderLinks;
+    struct _LIST_ENTRY InMemoryOrderLinks;
+    struct _LIST_ENTRY InInitializationOrderLinks;
+    void *DllBase;
+    void *EntryPoint;
+    unsigned long SizeOfImage;
+    unsigned char __pad1[0x4];
+    struct _UNICODE_STRING FullDllName;
+    struct _UNICODE_STRING BaseDllName;
+    union {
+        unsigned char FlagGroup[4];
+        unsigned long Flags;
+        struct {
+            unsigned long : 2;
+            unsigned long ImageDll : 1;
+            unsigned long : 11;
+            unsigned long EntryProcessed : 1;
+            unsigned long : 17;
+        };
+    };
+    unsigned short ObsoleteLoadCount;
+    unsigned short TlsIndex;
+    struct _LIST_ENTRY HashLinks;
+    unsigned long TimeDateStamp;
+    unsigned char __pad2[0xc];
+    void *Lock;
+    struct _LDR_DDAG_NODE *DdagNode;
+    struct _LIST_ENTRY NodeModuleLink;
+    unsigned char __pad3[0x18];
+    struct _RTL_BALANCED_NODE BaseAddressIndexNode;
+    struct _RTL_BALANCED_NODE MappingInfoIndexNode;
+    unsigned long long OriginalBase;
+    union _LARGE_INTEGER LoadTime;
+    unsigned long BaseNameHashValue;
+    unsigned long LoadReason;
+    unsigned char __pad4[0x4];
+    unsigned long ReferenceCount;
+    unsigned char __pad5[0x8];
+};
+
+struct _KLDR_DATA_TABLE_ENTRY {
+    struct _LIST_ENTRY InLoadOrderLinks;
+    void *ExceptionTable;
+    unsigned long ExceptionTableSize;
+    unsigned char __pad1[0x4];
+    void *GpValue;
+    struct _NON_PAGED_DEBUG_INFO *NonPagedDebugInfo;
+    void *DllBase;
+    void *EntryPoint;
+    unsigned long SizeOfImage;
+    unsigned char __pad2[0x4];
+    struct _UNICODE_STRING FullDllName;
+    struct _UNICODE_STRING BaseDllName;
+    unsigned long Flags;
+    unsigned short LoadCount;
+    union {
+        unsigned short EntireField;
+        struct {
+            unsigned short SignatureLevel : 4;
+            unsigned short SignatureType : 3;
+            unsigned short Unused : 9;
+        };
+    } u1;
+    void *SectionPointer;
+    unsigned long CheckSum;
+    unsigned long CoverageSectionSize;
+    void *CoverageSection;
+    void *LoadedImports;
+    void *Spare;
+    unsigned long SizeOfImageNotRounded;
+    unsigned long TimeDateStamp;
+};
+
+struct _NON_PAGED_DEBUG_INFO {
+    unsigned short Signature;
+    unsigned short Flags;
+    unsigned long Size;
+    unsigned short Machine;
+    unsigned short Characteristics;
+    unsigned long TimeDateStamp;
+    unsigned long CheckSum;
+    unsigned long SizeOfImage;
+    unsigned long long ImageBase;
+};
+
+struct _TEB {
+    struct _NT_TIB NtTib;
+    void *EnvironmentPointer;
+    struct _CLIENT_ID ClientId;
+    void *ActiveRpcHandle;
+    void *ThreadLocalStoragePointer;
+    struct _PEB *ProcessEnvironmentBlock;
+    unsigned long LastErrorValue;
+    unsigned long CountOfOwnedCriticalSections;
+    unsigned char __pad1[0x98];
+    unsigned long CurrentLocale;
+    unsigned char __pad2[0x6cc];
+    struct _CLIENT_ID RealClientId;
+    unsigned char __pad3[0xa70];
+    struct _UNICODE_STRING StaticUnicodeString;
+    unsigned short StaticUnicodeBuffer[261];
+    unsigned char __pad4[0x6];
+    void *DeallocationStack;
+    void *TlsSlots[64];
+    struct _LIST_ENTRY TlsLinks;
+    unsigned char __pad5[0xb8];
+    unsigned long GuaranteedStackBytes;
+    unsigned char __pad6[0xa2];
+    unsigned short SameTebFlags;
+    unsigned char __pad7[0x48];
+};
+
+struct _CURDIR {
+    struct _UNICODE_STRING DosPath;
+    void *Handle;
+};
+
+struct _STRING {
+    unsigned short Length;
+    unsigned short MaximumLength;
+    unsigned char __pad1[0x4];
+    char *Buffer;
+};
+
+struct _RTL_DRIVE_LETTER_CURDIR {
+    unsigned short Flags;
+    unsigned short Length;
+    unsigned long TimeStamp;
+    struct _STRING DosPath;
+};
+
+struct _RTL_USER_PROCESS_PARAMETERS {
+    unsigned long MaximumLength;
+    unsigned long Length;
+    unsigned long Flags;
+    unsigned long DebugFlags;
+    void *ConsoleHandle;
+    unsigned long ConsoleFlags;
+    unsigned char __pad1[0x4];
+    void *StandardInput;
+    void *StandardOutput;
+    void *StandardError;
+    struct _CURDIR CurrentDirectory;
+    struct _UNICODE_STRING DllPath;
+    struct _UNICODE_STRING ImagePathName;
+    struct _UNICODE_STRING CommandLine;
+    void *Environment;
+    unsigned char __pad2[0x28];
+    struct _UNICODE_STRING WindowTitle;
+    struct _UNICODE_STRING DesktopInfo;
+    struct _UNICODE_STRING ShellInfo;
+    struct _UNICODE_STRING RuntimeData;
+    struct _RTL_DRIVE_LETTER_CURDIR CurrentDirectores[32];
+    unsigned long long EnvironmentSize;
+    unsigned long long EnvironmentVersion;
+    unsigned char __pad3[0x40];
+};
+
+struct _OBJECT_HEADER {
+    long long PointerCount;
+    union {
+        long long HandleCount;
+        void *NextToFree;
+    };
+    struct _EX_PUSH_LOCK Lock;
+    unsigned char TypeIndex;
+    unsigned char TraceFlags;
+    unsigned char InfoMask;
+    union {
+        unsigned char Flags;
+        struct {
+            unsigned char NewObject : 1;
+            unsigned char KernelObject : 1;
+            unsigned char KernelOnlyAccess : 1;
+            unsigned char ExclusiveObject : 1;
+            unsigned char PermanentObject : 1;
+            unsigned char DefaultSecurityQuota : 1;
+            unsigned char SingleHandleEntry : 1;
+            unsigned char DeletedInline : 1;
+        };
+    };
+    unsigned char __pad1[0x4];
+    union {
+        struct _OBJECT_CREATE_INFORMATION *ObjectCreateInfo;
+        void *QuotaBlockCharged;
+    };
+    void *SecurityDescriptor;
+    struct _QUAD Body;
+};
+
+struct _OBJECT_HEADER_NAME_INFO {
+    struct _OBJECT_DIRECTORY *Directory;
+    struct _UNICODE_STRING Name;
+    long ReferenceCount;
+    unsigned long Reserved;
+};
+
+struct _OBJECT_HEADER_CREATOR_INFO {
+    struct _LIST_ENTRY TypeList;
+    void *CreatorUniqueProcess;
+    unsigned short CreatorBackTraceIndex;
+    unsigned short Reserved1;
+    unsigned long Reserved2;
+};
+
+struct _OBJECT_HANDLE_COUNT_ENTRY {
+    unsigned long long __opaque[2];
+};
+
+struct _OBJECT_HEADER_HANDLE_INFO {
+    union {
+        struct _OBJECT_HANDLE_COUNT_ENTRY SingleEntry;
+        struct _OBJECT_HANDLE_COUNT_DATABASE *HandleCountDataBase;
+    };
+};
+
+struct _OBJECT_HEADER_QUOTA_INFO {
+    unsigned long PagedPoolCharge;
+    unsigned long NonPagedPoolCharge;
+    unsigned long SecurityDescriptorCharge;
+    unsigned long Reserved1;
+    void *SecurityDescriptorQuotaBlock;
+    unsigned long long Reserved2;
+};
+
+struct _OBJECT_HEADER_PROCESS_INFO {
+    struct _EPROCESS *ExclusiveProcess;
+    unsigned long long Reserved;
+};
+
+struct _GENERIC_MAPPING {
+    unsigned long GenericRead;
+    unsigned long GenericWrite;
+    unsigned long GenericExecute;
+    unsigned long GenericAll;
+};
+
+struct _OBJECT_TYPE_INITIALIZER {
+    unsigned short Length;
+    union {
+        unsigned short ObjectTypeFlags;
+        struct {
+            unsigned char CaseInsensitive : 1;
+            unsigned char : 1;
+            unsigned char UseDefaultObject : 1;
+            unsigned char SecurityRequired : 1;
+            unsigned char MaintainHandleCount : 1;
+            unsigned char : 3;
+        };
+    };
+    unsigned long ObjectTypeCode;
+    unsigned long InvalidAttributes;
+    struct _GENERIC_MAPPING GenericMapping;
+    unsigned long ValidAccessMask;
+    unsigned long RetainAccess;
+    enum _POOL_TYPE PoolType;
+    unsigned long DefaultPagedPoolCharge;
+    unsigned long DefaultNonPagedPoolCharge;
+    unsigned char __pad1[0x48];
+};
+
+struct _OBJECT_TYPE {
+    struct _LIST_ENTRY TypeList;
+    struct _UNICODE_STRING Name;
+    void *DefaultObject;
+    unsigned char Index;
+    unsigned char __pad1[0x3];
+    unsigned long TotalNumberOfObjects;
+    unsigned long TotalNumberOfHandles;
+    unsigned long HighWaterNumberOfObjects;
+    unsigned long HighWaterNumberOfHandles;
+    unsigned char __pad2[0x4];
+    struct _OBJECT_TYPE_INITIALIZER TypeInfo;
+    struct _EX_PUSH_LOCK TypeLock;
+    unsigned long Key;
+    unsigned char __pad3[0x4];
+    struct _LIST_ENTRY CallbackList;
+};
+
+struct _HANDLE_TABLE_FREE_LIST {
+    struct _EX_PUSH_LOCK FreeListLock;
+    union _HANDLE_TABLE_ENTRY *FirstFreeHandleEntry;
+    union _HANDLE_TABLE_ENTRY *LastFreeHandleEntry;
+    long HandleCount;
+    unsigned long HighWaterMark;
+    unsigned char __pad1[0x20];
+};
+
+struct _HANDLE_TABLE {
+    unsigned long NextHandleNeedingPool;
+    long ExtraInfoPages;
+    unsigned long long TableCode;
+    struct _EPROCESS *QuotaProcess;
+    struct _LIST_ENTRY HandleTableList;
+    unsigned long UniqueProcessId;
+    union {
+        unsigned long Flags;
+        struct {
+            unsigned char StrictFIFO : 1;
+            unsigned char : 7;
+        };
+    };
+    struct _EX_PUSH_LOCK HandleContentionEvent;
+    struct _EX_PUSH_LOCK HandleTableLock;
+    union {
+        struct _HANDLE_TABLE_FREE_LIST FreeLists[1];
+        struct {
+            unsigned char ActualEntry[32];
+            struct _HANDLE_TRACE_DEBUG_INFO *DebugInfo;
+        };
+    };
+};
+
+struct _EXHANDLE {
+    union {
+        void *GenericHandleOverlay;
+        unsigned long long Value;
+        struct {
+            unsigned long TagBits : 2;
+            unsigned long Index : 30;
+        };
+    };
+};
+
+union _HANDLE_TABLE_ENTRY {
+    struct {
+        unsigned long long Unlocked : 1;
+        unsigned long long RefCnt : 16;
+        unsigned long long Attributes : 3;
+        unsigned long long ObjectPointerBits : 44;
+    };
+    long long LowValue;
+    struct _HANDLE_TABLE_ENTRY_INFO *InfoTable;
+    long long RefCountField;
+    long long VolatileLowValue;
+    struct {
+        unsigned char __pad1[0x8];
+        union _HANDLE_TABLE_ENTRY *NextFreeHandleEntry;
+    };
+    struct {
+        unsigned char __pad2[0x8];
+        long long HighValue;
+    };
+    struct {
+        unsigned char __pad3[0x8];
+        struct _EXHANDLE LeafHandleValue;
+    };
+    struct {
+        unsigned char __pad4[0x8];
+        unsigned long GrantedAccessBits : 25;
+        unsigned long NoRightsUpgrade : 1;
+        unsigned long Spare1 : 6;
+    };
+    struct {
+        unsigned char __pad5[0xc];
+        unsigned long Spare2;
+    };
+};
+
+struct _HANDLE_TABLE_ENTRY_INFO {
+    unsigned long AuditMask;
+    unsigned long MaxRelativeAccessMask;
+};
+
+struct _OBJECT_DIRECTORY {
+    struct _OBJECT_DIRECTORY_ENTRY *HashBuckets[37];
+    struct _EX_PUSH_LOCK Lock;
+    struct _DEVICE_MAP *DeviceMap;
+    unsigned char __pad1[0x20];
+};
+
+struct _OBJECT_DIRECTORY_ENTRY {
+    struct _OBJECT_DIRECTORY_ENTRY *ChainLink;
+    void *Object;
+    unsigned long HashValue;
+    unsigned char __pad1[0x4];
+};
+
+struct _OBJECT_SYMBOLIC_LINK {
+    union _LARGE_INTEGER CreationTime;
+    struct _UNICODE_STRING LinkTarget;
+    unsigned char __pad1[0x4];
+    unsigned long Flags;
+    unsigned char __pad2[0x8];
+};
+
+struct _DEVICE_MAP {
+    struct _OBJECT_DIRECTORY *DosDevicesDirectory;
+    struct _OBJECT_DIRECTORY *GlobalDosDevicesDirectory;
+    unsigned char __pad1[0x8];
+    long ReferenceCount;
+    unsigned long DriveMap;
+    unsigned char DriveType[32];
+    unsigned char __pad2[0x8];
+};
+
+struct _OBJECT_CREATE_INFORMATION {
+    unsigned long Attributes;
+    unsigned char __pad1[0x4];
+    void *RootDirectory;
+    char ProbeMode;
+    unsigned char __pad2[0x2f];
+};
+
+struct _POOL_HEADER {
+    union {
+        unsigned long Ulong1;
+        struct {
+            unsigned short PreviousSize : 8;
+            unsigned short PoolIndex : 8;
+            unsigned short BlockSize : 8;
+            unsigned short PoolType : 8;
+        };
+    };
+    unsigned long PoolTag;
+    union {
+        struct _EPROCESS *ProcessBilled;
+        struct {
+            unsigned short AllocatorBackTraceIndex;
+            unsigned short PoolTagHash;
+        };
+    };
+};
+
+struct _POOL_TRACKER_BIG_PAGES {
+    unsigned long long Va;
+    unsigned long Key;
+    unsigned long Pattern : 8;
+    unsigned long PoolType : 12;
+    unsigned long SlushSize : 12;
+    unsigned long long NumberOfBytes;
+};
+
+struct _MMPTE_HARDWARE {
+    unsigned long long Valid : 1;
+    unsigned long long Dirty1 : 1;
+    unsigned long long Owner : 1;
+    unsigned long long WriteThrough : 1;
+    unsigned long long CacheDisable : 1;
+    unsigned long long Accessed : 1;
+    unsigned long long Dirty : 1;
+    unsigned long long LargePage : 1;
+    unsigned long long Global : 1;
+    unsigned long long CopyOnWrite : 1;
+    unsigned long long Unused : 1;
+    unsigned long long Write : 1;
+    unsigned long long PageFrameNumber : 36;
+    unsigned long long ReservedForHardware : 4;
+    unsigned long long ReservedForSoftware : 4;
+    unsigned long long WsleAge : 4;
+    unsigned long long WsleProtection : 3;
+    unsigned long long NoExecute : 1;
+};
+
+struct _MMPTE_PROTOTYPE {
+    union {
+        struct {
+            unsigned long long Valid : 1;
+            unsigned long long DemandFillProto : 1;
+            unsigned long long HiberVerifyConverted : 1;
+            unsigned long long ReadOnly : 1;
+            unsigned long long SwizzleBit : 1;
+            unsigned long long Protection : 5;
+            unsigned long long Prototype : 1;
+            unsigned long long Combined : 1;
+            unsigned long long Unused1 : 4;
+            unsigned long long : 48;
+        };
+        struct {
+            long long : 16;
+            long long ProtoAddress : 48;
+        };
+    };
+};
+
+struct _MMPTE_SOFTWARE {
+    unsigned long long Valid : 1;
+    unsigned long long PageFileReserved : 1;
+    unsigned long long PageFileAllocated : 1;
+    unsigned long long ColdPage : 1;
+    unsigned long long SwizzleBit : 1;
+    unsigned long long Protection : 5;
+    unsigned long long Prototype : 1;
+    unsigned long long Transition : 1;
+    unsigned long long PageFileLow : 4;
+    unsigned long long UsedPageTableEntries : 10;
+    unsigned long long ShadowStack : 1;
+    unsigned long long Unused : 5;
+    unsigned long long PageFileHigh : 32;
+};
+
+struct _MMPTE_TIMESTAMP {
+    unsigned long long MustBeZero : 1;
+    unsigned long long Unused : 3;
+    unsigned long long SwizzleBit : 1;
+    unsigned long long Protection : 5;
+    unsigned long long Prototype : 1;
+    unsigned long long Transition : 1;
+    unsigned long long PageFileLow : 4;
+    unsigned long long Reserved : 16;
+    unsigned long long GlobalTimeStamp : 32;
+};
+
+struct _MMPTE_TRANSITION {
+    unsigned long long Valid : 1;
+    unsigned long long Write : 1;
+    unsigned long long Spare : 1;
+    unsigned long long IoTracker : 1;
+    unsigned long long SwizzleBit : 1;
+    unsigned long long Protection : 5;
+    unsigned long long Prototype : 1;
+    unsigned long long Transition : 1;
+    unsigned long long PageFrameNumber : 36;
+    unsigned long long Unused : 16;
+};
+
+struct _MMPTE_SUBSECTION {
+    union {
+        struct {
+            unsigned long long Valid : 1;
+            unsigned long long Unused0 : 3;
+            unsigned long long SwizzleBit : 1;
+            unsigned long long Protection : 5;
+            unsigned long long Prototype : 1;
+            unsigned long long ColdPage : 1;
+            unsigned long long Unused1 : 3;
+            unsigned long long ExecutePrivilege : 1;
+            unsigned long long : 48;
+        };
+        struct {
+            long long : 16;
+            long long SubsectionAddress : 48;
+        };
+    };
+};
+
+struct _MMPTE_LIST {
+    unsigned long long Valid : 1;
+    unsigned long long OneEntry : 1;
+    unsigned long long filler0 : 2;
+    unsigned long long SwizzleBit : 1;
+    unsigned long long Protection : 5;
+    unsigned long long Prototype : 1;
+    unsigned long long Transition : 1;
+    unsigned long long filler1 : 16;
+    unsigned long long NextEntry : 36;
+};
+
+struct _MMPTE {
+    union {
+        unsigned long long Long;
+        unsigned long long VolatileLong;
+        struct _MMPTE_HARDWARE Hard;
+        struct _MMPTE_PROTOTYPE Proto;
+        struct _MMPTE_SOFTWARE Soft;
+        struct _MMPTE_TIMESTAMP TimeStamp;
+        struct _MMPTE_TRANSITION Trans;
+        struct _MMPTE_SUBSECTION Subsect;
+        struct _MMPTE_LIST List;
+    } u;
+};
+
+struct _MI_ACTIVE_PFN {
+    union {
+        unsigned long long EntireActiveField;
+        struct {
+            unsigned long long Tradable : 1;
+            unsigned long long NonPagedBuddy : 43;
+            unsigned long long : 20;
+        } Leaf;
+        struct {
+            unsigned long long Tradable : 1;
+            unsigned long long WsleAge : 3;
+            unsigned long long OldestWsleLeafEntries : 10;
+            unsigned long long OldestWsleLeafAge : 3;
+            unsigned long long NonPagedBuddy : 43;
+            unsigned long long : 4;
+        } PageTable;
+    };
+};
+
+struct _MIPFNBLINK {
+    union {
+        struct {
+            unsigned long long Blink : 36;
+            unsigned long long NodeBlinkHigh : 20;
+            unsigned long long TbFlushStamp : 4;
+            unsigned long long Unused : 2;
+            unsigned long long DeleteBit : 1;
+            unsigned long long LockBit : 1;
+        };
+        struct {
+            unsigned long long ShareCount : 62;
+            unsigned long long PageBlinkDeleteBit : 1;
+            unsigned long long PageBlinkLockBit : 1;
+        };
+        unsigned long long EntireField;
+        long long Lock;
+        struct {
+            unsigned long long LockNotUsed : 62;
+            unsigned long long PageShareCountDeleteBit : 1;
+            unsigned long long PageShareCountLockBit : 1;
+        };
+    };
+};
+
+struct _MMPFNENTRY1 {
+    unsigned char PageLocation : 3;
+    unsigned char WriteInProgress : 1;
+    unsigned char Modified : 1;
+    unsigned char ReadInProgress : 1;
+    unsigned char CacheAttribute : 2;
+};
+
+struct _MMPFNENTRY3 {
+    unsigned char Priority : 3;
+    unsigned char OnProtectedStandby : 1;
+    unsigned char InPageError : 1;
+    unsigned char SystemChargedPage : 1;
+    unsigned char RemovalRequested : 1;
+    unsigned char ParityError : 1;
+};
+
+struct _MMPFN {
+    union {
+        struct _RTL_BALANCED_NODE TreeNode;
+        struct {
+            struct _LIST_ENTRY ListEntry;
+            struct _MMPTE OriginalPte;
+        };
+        struct {
+            union {
+                struct {
+                    unsigned long long Flink : 36;
+                    unsigned long long NodeFlinkHigh : 28;
+                };
+                struct _MI_ACTIVE_PFN Active;
+                void *Next;
+                struct _SINGLE_LIST_ENTRY NextSlistPfn;
+            } u1;
+            struct _MMPTE *PteAddress;
+        };
+        struct {
+            unsigned char __pad1[0x8];
+            unsigned long long PteLong;
+        };
+    };
+    struct _MIPFNBLINK u2;
+    union {
+        struct {
+            unsigned long EntireField;
+        } e4;
+        unsigned short ReferenceCount;
+        struct {
+            unsigned short ReferenceCount;
+        } e2;
+        struct {
+            unsigned char __pad2[0x2];
+            struct _MMPFNENTRY1 e1;
+        };
+        struct {
+            unsigned char __pad3[0x3];
+            struct _MMPFNENTRY3 e3;
+        };
+    } u3;
+    unsigned short NodeBlinkLow;
+    unsigned char Unused : 4;
+    unsigned char Unused2 : 4;
+    union {
+        unsigned char ViewCount;
+        struct {
+            unsigned char AnchorLargePageSize : 2;
+            unsigned char : 6;
+        };
+        struct {
+            unsigned char ModifiedListBucketIndex : 4;
+            unsigned char : 4;
+        };
+        unsigned char NodeFlinkLow;
+    };
+    union {
+        struct {
+            unsigned long long PteFrame : 36;
+            unsigned long long ResidentPage : 1;
+            unsigned long long Unused1 : 1;
+            unsigned long long Unused2 : 1;
+            unsigned long long Partition : 10;
+            unsigned long long FileOnly : 1;
+            unsigned long long PfnExists : 1;
+            unsigned long long Spare : 9;
+            unsigned long long PageIdentity : 3;
+            unsigned long long PrototypePte : 1;
+        };
+        unsigned long long EntireField;
+    } u4;
+};
+
+struct _MMPFNLIST {
+    unsigned long long Total;
+    enum _MMLISTS ListName;
+    unsigned char __pad1[0x4];
+    unsigned long long Flink;
+    unsigned long long Blink;
+    unsigned long long Lock;
+};
+
+struct _PHYSICAL_MEMORY_RUN {
+    unsigned long long BasePage;
+    unsigned long long PageCount;
+};
+
+struct _PHYSICAL_MEMORY_DESCRIPTOR {
+    unsigned long NumberOfRuns;
+    unsigned char __pad1[0x4];
+    unsigned long long NumberOfPages;
+    struct _PHYSICAL_MEMORY_RUN Run[1];
+};
+
+struct _MMVAD_FLAGS {
+    unsigned long Lock : 1;
+    unsigned long LockContended : 1;
+    unsigned long DeleteInProgress : 1;
+    unsigned long NoChange : 1;
+    unsigned long VadType : 3;
+    unsigned long Protection : 5;
+    unsigned long PreferredNode : 6;
+    unsigned long PageSize : 2;
+    unsigned long PrivateMemory : 1;
+    unsigned long : 11;
+};
+
+struct _MM_GRAPHICS_VAD_FLAGS {
+    unsigned long Lock : 1;
+    unsigned long LockContended : 1;
+    unsigned long DeleteInProgress : 1;
+    unsigned long NoChange : 1;
+    unsigned long VadType : 3;
+    unsigned long Protection : 5;
+    unsigned long PreferredNode : 6;
+    unsigned long PageSize : 2;
+    unsigned long PrivateMemoryAlwaysSet : 1;
+    unsigned long WriteWatch : 1;
+    unsigned long FixedLargePageSize : 1;
+    unsigned long ZeroFillPagesOptional : 1;
+    unsigned long GraphicsAlwaysSet : 1;
+    unsigned long GraphicsUseCoherentBus : 1;
+    unsigned long GraphicsNoCache : 1;
+    unsigned long GraphicsPageProtection : 3;
+    unsigned long : 2;
+};
+
+struct _MM_PRIVATE_VAD_FLAGS {
+    unsigned long Lock : 1;
+    unsigned long LockContended : 1;
+    unsigned long DeleteInProgress : 1;
+    unsigned long NoChange : 1;
+    unsigned long VadType : 3;
+    unsigned long Protection : 5;
+    unsigned long PreferredNode : 6;
+    unsigned long PageSize : 2;
+    unsigned long PrivateMemoryAlwaysSet : 1;
+    unsigned long WriteWatch : 1;
+    unsigned long FixedLargePageSize : 1;
+    unsigned long ZeroFillPagesOptional : 1;
+    unsigned long Graphics : 1;
+    unsigned long Enclave : 1;
+    unsigned long ShadowStack : 1;
+    unsigned long PhysicalMemoryPfnsReferenced : 1;
+    unsigned long : 4;
+};
+
+struct _MM_SHARED_VAD_FLAGS {
+    unsigned long Lock : 1;
+    unsigned long LockContended : 1;
+    unsigned long DeleteInProgress : 1;
+    unsigned long NoChange : 1;
+    unsigned long VadType : 3;
+    unsigned long Protection : 5;
+    unsigned long PreferredNode : 6;
+    unsigned long PageSize : 2;
+    unsigned long PrivateMemoryAlwaysClear : 1;
+    unsigned long PrivateFixup : 1;
+    unsigned long HotPatchAllowed : 1;
+    unsigned long : 9;
+};
+
+struct _MMVAD_FLAGS1 {
+    unsigned long CommitCharge : 31;
+    unsigned long MemCommit : 1;
+};
+
+struct _MMVAD_SHORT {
+    union {
+        struct _RTL_BALANCED_NODE VadNode;
+        struct {
+            struct _MMVAD_SHORT *NextVad;
+            void *ExtraCreateInfo;
+        };
+    };
+    unsigned long StartingVpn;
+    unsigned long EndingVpn;
+    unsigned char StartingVpnHigh;
+    unsigned char EndingVpnHigh;
+    unsigned char CommitChargeHigh;
+    unsigned char SpareNT64VadUChar;
+    long ReferenceCount;
+    struct _EX_PUSH_LOCK PushLock;
+    union {
+        unsigned long LongFlags;
+        struct _MMVAD_FLAGS VadFlags;
+        struct _MM_GRAPHICS_VAD_FLAGS GraphicsVadFlags;
+        struct _MM_PRIVATE_VAD_FLAGS PrivateVadFlags;
+        struct _MM_SHARED_VAD_FLAGS SharedVadFlags;
+        unsigned long VolatileVadLong;
+    } u;
+    union {
+        unsigned long LongFlags1;
+        struct _MMVAD_FLAGS1 VadFlags1;
+    } u1;
+    struct _MI_VAD_EVENT_BLOCK *EventList;
+};
+
+struct _MMVAD_FLAGS2 {
+    unsigned long FileOffset : 24;
+    unsigned long Large : 1;
+    unsigned long TrimBehind : 1;
+    unsigned long Inherit : 1;
+    unsigned long NoValidationNeeded : 1;
+    unsigned long PrivateDemandZero : 1;
+    unsigned long Spare : 3;
+};
+
+struct _MI_VAD_SEQUENTIAL_INFO {
+    unsigned long long Length : 12;
+    unsigned long long Vpn : 52;
+};
+
+struct _MMVAD {
+    struct _MMVAD_SHORT Core;
+    union {
+        unsigned long LongFlags2;
+        struct _MMVAD_FLAGS2 VadFlags2;
+    } u2;
+    unsigned char __pad1[0x4];
+    struct _SUBSECTION *Subsection;
+    struct _MMPTE *FirstPrototypePte;
+    struct _MMPTE *LastContiguousPte;
+    struct _LIST_ENTRY ViewLinks;
+    struct _EPROCESS *VadsProcess;
+    union {
+        struct _MMEXTEND_INFO *ExtendedInfo;
+        struct _MI_VAD_SEQUENTIAL_INFO SequentialVa;
+    } u4;
+    struct _FILE_OBJECT *FileObject;
+};
+
+struct _MMSECTION_FLAGS {
+    unsigned long BeingDeleted : 1;
+    unsigned long BeingCreated : 1;
+    unsigned long BeingPurged : 1;
+    unsigned long NoModifiedWriting : 1;
+    unsigned long FailAllIo : 1;
+    unsigned long Image : 1;
+    unsigned long Based : 1;
+    unsigned long File : 1;
+    unsigned long AttemptingDelete : 1;
+    unsigned long PrefetchCreated : 1;
+    unsigned long PhysicalMemory : 1;
+    unsigned long ImageControlAreaOnRemovableMedia : 1;
+    unsigned long Reserve : 1;
+    unsigned long Commit : 1;
+    unsigned long NoChange : 1;
+    unsigned long WasPurged : 1;
+    unsigned long UserReference : 1;
+    unsigned long GlobalMemory : 1;
+    unsigned long DeleteOnClose : 1;
+    unsigned long FilePointerNull : 1;
+    unsigned long PreferredNode : 6;
+    unsigned long GlobalOnlyPerSession : 1;
+    unsigned long UserWritable : 1;
+    unsigned long SystemVaAllocated : 1;
+    unsigned long PreferredFsCompressionBoundary : 1;
+    unsigned long UsingFileExtents : 1;
+    unsigned long PageSize64K : 1;
+};
+
+struct _SECTION {
+    struct _RTL_BALANCED_NODE SectionNode;
+    unsigned long long StartingVpn;
+    unsigned long long EndingVpn;
+    union {
+        struct _CONTROL_AREA *ControlArea;
+        struct _FILE_OBJECT *FileObject;
+        struct {
+            unsigned long long RemoteImageFileObject : 1;
+            unsigned long long RemoteDataFileObject : 1;
+            unsigned long long : 62;
+        };
+    } u1;
+    unsigned long long SizeOfSection;
+    union {
+        struct _MMSECTION_FLAGS Flags;
+        unsigned long LongFlags;
+    } u;
+    unsigned long InitialPageProtection : 12;
+    unsigned long SessionId : 19;
+    unsigned long NoValidationNeeded : 1;
+};
+
+struct _SEGMENT_FLAGS {
+    union {
+        struct {
+            unsigned short TotalNumberOfPtes4132 : 10;
+            unsigned short Spare0 : 1;
+            unsigned short SessionDriverProtos : 1;
+            unsigned short LargePages : 1;
+            unsigned short DebugSymbolsLoaded : 1;
+            unsigned short WriteCombined : 1;
+            unsigned short NoCache : 1;
+        };
+        unsigned short Short0;
+    };
+    union {
+        struct {
+            unsigned char Spare : 1;
+            unsigned char DefaultProtectionMask : 5;
+            unsigned char Binary32 : 1;
+            unsigned char ContainsDebug : 1;
+        };
+        unsigned char UChar1;
+    };
+    union {
+        struct {
+            unsigned char ForceCollision : 1;
+            unsigned char ImageSigningType : 3;
+            unsigned char ImageSigningLevel : 4;
+        };
+        unsigned char UChar2;
+    };
+};
+
+struct _SEGMENT {
+    struct _CONTROL_AREA *ControlArea;
+    unsigned long TotalNumberOfPtes;
+    struct _SEGMENT_FLAGS SegmentFlags;
+    unsigned long long NumberOfCommittedPages;
+    unsigned long long SizeOfSegment;
+    union {
+        void *BasedAddress;
+        struct _MMEXTEND_INFO *ExtendInfo;
+    };
+    struct _EX_PUSH_LOCK SegmentLock;
+    union {
+        unsigned long long ImageCommitment;
+        unsigned long CreatingProcessId;
+    } u1;
+    union {
+        struct _MI_SECTION_IMAGE_INFORMATION *ImageInformation;
+        void *FirstMappedVa;
+    } u2;
+    struct _MMPTE *PrototypePte;
+};
+
+struct _MMSECTION_FLAGS2 {
+    unsigned short PartitionId : 10;
+    unsigned short : 6;
+    unsigned char NoCrossPartitionAccess : 1;
+    unsigned char SubsectionCrossPartitionReferenceOverflow : 1;
+    unsigned char : 6;
+    unsigned char __pad1[0x1];
+};
+
+struct _CONTROL_AREA {
+    struct _SEGMENT *Segment;
+    union {
+        struct _LIST_ENTRY ListHead;
+        void *AweContext;
+    };
+    unsigned long long NumberOfSectionReferences;
+    unsigned long long NumberOfPfnReferences;
+    unsigned long long NumberOfMappedViews;
+    unsigned long long NumberOfUserReferences;
+    union {
+        unsigned long LongFlags;
+        struct _MMSECTION_FLAGS Flags;
+    } u;
+    union {
+        struct _MMSECTION_FLAGS2 Flags;
+        unsigned long LongFlags;
+    } u1;
+    struct _EX_FAST_REF FilePointer;
+    long ControlAreaLock;
+    unsigned long ModifiedWriteCount;
+    struct _MI_CONTROL_AREA_WAIT_BLOCK *WaitList;
+    union {
+        struct {
+            union {
+                unsigned long NumberOfSystemCacheViews;
+                unsigned long ImageRelocationStartBit;
+            };
+            union {
+                long WritableUserReferences;
+                struct {
+                    unsigned long ImageRelocationSizeIn64k : 16;
+                    unsigned long SystemImage : 1;
+                    unsigned long CantMove : 1;
+                    unsigned long StrongCode : 2;
+                    unsigned long BitMap : 2;
+                    unsigned long ImageActive : 1;
+                    unsigned long ImageBaseOkToReuse : 1;
+                    unsigned long : 8;
+                };
+            };
+            union {
+                struct _MI_IMAGE_SECURITY_REFERENCE *SeImageStub;
+                unsigned long NumberOfSubsections;
+                unsigned long FlushInProgressCount;
+            };
+        } e2;
+    } u2;
+    struct _EX_PUSH_LOCK FileObjectLock;
+    unsigned long long LockedPages;
+    union {
+        struct {
+            unsigned long long CommittedPageCount : 36;
+            unsigned long long : 25;
+            unsigned long long Spare : 3;
+        };
+        unsigned long long ImageCrossPartitionCharge;
+        struct {
+            unsigned long long IoAttributionContext : 61;
+            unsigned long long : 3;
+        };
+    } u3;
+};
+
+struct _MMSUBSECTION_FLAGS {
+    unsigned short SubsectionAccessed : 1;
+    unsigned short Protection : 5;
+    unsigned short StartingSector4132 : 10;
+    unsigned short SubsectionStatic : 1;
+    unsigned short GlobalMemory : 1;
+    unsigned short Spare : 1;
+    unsigned short OnDereferenceList : 1;
+    unsigned short SectorEndOffset : 12;
+};
+
+struct _MI_SUBSECTION_ENTRY1 {
+    unsigned long CrossPartitionReferences : 30;
+    unsigned long SubsectionMappedLarge : 2;
+};
+
+struct _SUBSECTION {
+    struct _CONTROL_AREA *ControlArea;
+    struct _MMPTE *SubsectionBase;
+    struct _SUBSECTION *NextSubsection;
+    union {
+        struct _MI_CONTROL_AREA_WAIT_BLOCK *CreationWaitList;
+        struct _RTL_AVL_TREE GlobalPerSessionHead;
+        struct _MI_PER_SESSION_PROTOS *SessionDriverProtos;
+    };
+    union {
+        unsigned long LongFlags;
+        struct _MMSUBSECTION_FLAGS SubsectionFlags;
+    } u;
+    unsigned long StartingSector;
+    unsigned long NumberOfFullSectors;
+    unsigned long PtesInSubsection;
+    union {
+        unsigned long EntireField;
+        struct _MI_SUBSECTION_ENTRY1 e1;
+    } u1;
+    unsigned long UnusedPtes : 30;
+    unsigned long ExtentQueryNeeded : 1;
+    unsigned long DirtyPages : 1;
+};
+
+struct _MSUBSECTION {
+    struct _SUBSECTION Core;
+    struct _RTL_BALANCED_NODE SubsectionNode;
+    unsigned char __pad1[0x40];
+};
+
+struct _MMEXTEND_INFO {
+    unsigned long long CommittedSize;
+    unsigned long ReferenceCount;
+    unsigned char __pad1[0x4];
+};
+
+struct _MAPPED_FILE_SEGMENT {
+    struct _CONTROL_AREA *ControlArea;
+    unsigned long TotalNumberOfPtes;
+    struct _SEGMENT_FLAGS SegmentFlags;
+    unsigned long long NumberOfCommittedPages;
+    unsigned long long SizeOfSegment;
+    union {
+        void *BasedAddress;
+        struct _MMEXTEND_INFO *ExtendInfo;
+    };
+    struct _EX_PUSH_LOCK SegmentLock;
+};
+
+struct _SECTION_IMAGE_INFORMATION {
+    void *TransferAddress;
+    unsigned long ZeroBits;
+    unsigned char __pad1[0x4];
+    unsigned long long MaximumStackSize;
+    unsigned long long CommittedStackSize;
+    unsigned long SubSystemType;
+    union {
+        unsigned long SubSystemVersion;
+        struct {
+            unsigned short SubSystemMinorVersion;
+            unsigned short SubSystemMajorVersion;
+        };
+    };
+    union {
+        unsigned long OperatingSystemVersion;
+        struct {
+            unsigned short MajorOperatingSystemVersion;
+            unsigned short MinorOperatingSystemVersion;
+        };
+    };
+    unsigned short ImageCharacteristics;
+    unsigned short DllCharacteristics;
+    unsigned short Machine;
+    unsigned char ImageContainsCode;
+    union {
+        struct {
+            unsigned char ComPlusNativeReady : 1;
+            unsigned char ComPlusILOnly : 1;
+            unsigned char ImageDynamicallyRelocated : 1;
+            unsigned char ImageMappedFlat : 1;
+            unsigned char BaseBelow4gb : 1;
+            unsigned char ComPlusPrefer32bit : 1;
+            unsigned char Reserved : 2;
+        };
+        unsigned char ImageFlags;
+    };
+    unsigned long LoaderFlags;
+    unsigned long ImageFileSize;
+    unsigned long CheckSum;
+};
+
+struct _MI_EXTRA_IMAGE_INFORMATION {
+    unsigned long SizeOfHeaders;
+    unsigned long SizeOfImage;
+    unsigned long TimeDateStamp;
+    unsigned long ImageCetShadowStacksReady : 1;
+    unsigned long ImageCetShadowStacksStrictMode : 1;
+    unsigned long ImageCetSetContextIpValidationRelaxedMode : 1;
+    unsigned long ImageCetDynamicApisAllowInProc : 1;
+    unsigned long ImageCetDowngradeReserved1 : 1;
+    unsigned long ImageCetDowngradeReserved2 : 1;
+    unsigned long Spare : 26;
+};
+
+struct _MI_SECTION_IMAGE_INFORMATION {
+    struct _SECTION_IMAGE_INFORMATION ExportedImageInformation;
+    struct _MI_EXTRA_IMAGE_INFORMATION InternalImageInformation;
+};
+
+struct _MMPAGING_FILE {
+    unsigned long long Size;
+    unsigned long long MaximumSize;
+    unsigned long long MinimumSize;
+    unsigned long long FreeSpace;
+    unsigned long long PeakUsage;
+    unsigned long long HighestPage;
+    unsigned long long FreeReservationSpace;
+    struct _FILE_OBJECT *File;
+    struct _MMMOD_WRITER_MDL_ENTRY **Entry;
+    unsigned char __pad1[0x18];
+    struct _UNICODE_STRING PageFileName;
+    struct _MI_PAGING_FILE_SPACE_BITMAPS *Bitmaps;
+    unsigned long AllocationBitmapHint;
+    unsigned long LargestAllocationCluster;
+    unsigned char __pad2[0x48];
+    unsigned long ToBeEvictedCount;
+    unsigned short PageFileNumber : 4;
+    unsigned short WsSwapPagefile : 1;
+    unsigned short NoReservations : 1;
+    unsigned short VirtualStorePagefile : 1;
+    unsigned short SwapSupported : 1;
+    unsigned short NodeInserted : 1;
+    unsigned short StackNotified : 1;
+    unsigned short BackedBySCM : 1;
+    unsigned short : 5;
+    unsigned char AdriftMdls : 1;
+    unsigned char : 7;
+    unsigned char __pad3[0x9];
+    unsigned long *PageHash;
+    void *FileHandle;
+    long SpinLock;
+    unsigned char __pad4[0x4];
+    struct _RTL_AVL_TREE FlowThroughReadRoot;
+    struct _MI_PARTITION *Partition;
+    struct _RTL_BALANCED_NODE FileObjectNode;
+    unsigned char __pad5[0x8];
+};
+
+struct _MI_PAGING_FILE_SPACE_BITMAPS {
+    union {
+        struct _MI_PAGING_FILE_SPACE_BITMAPS *Anchor;
+        unsigned long RefCount;
+    };
+    struct _RTL_BITMAP AllocationBitmap;
+    union {
+        struct _RTL_BITMAP EvictedBitmap;
+        struct _RTL_BITMAP ReservationBitmap;
+    };
+};
+
+struct _MI_HARDWARE_STATE {
+    unsigned char __pad1[0x58];
+    unsigned long SecondLevelCacheSize;
+    unsigned long FirstLevelCacheSize;
+    unsigned long PhysicalAddressBits;
+    unsigned char __pad2[0xc];
+    unsigned long long TotalPagesAllowed;
+    unsigned long SecondaryColorMask;
+    unsigned long SecondaryColors;
+    unsigned char __pad3[0x40];
+    unsigned long long InvalidPteMask;
+    unsigned char __pad4[0x38];
+    unsigned long LargePageColors[3];
+    unsigned char __pad5[0x4];
+    unsigned long long FlushTbThreshold;
+    unsigned char __pad6[0xa8];
+};
+
+struct _MI_SYSTEM_VA_STATE {
+    unsigned char __pad1[0x208];
+    void *HalPrivateVaStart;
+    unsigned char __pad2[0x138];
+    unsigned long long SystemCacheViewLock;
+    unsigned char __pad3[0x170];
+};
+
+struct _MI_PARTITION_STATE {
+    unsigned long long __opaque[24];
+};
+
+struct _MM_PAGED_POOL_INFO {
+    unsigned long long __opaque[3];
+};
+
+struct _MI_SYSTEM_PTE_TYPE {
+    unsigned long long __opaque[12];
+};
+
+struct _MI_SYSTEM_VA_ASSIGNMENT {
+    unsigned long long __opaque[2];
+};
+
+struct _MI_VISIBLE_STATE {
+    struct _LIST_ENTRY SessionWsList;
+    struct _RTL_BITMAP *SessionIdBitmap;
+    struct _MM_PAGED_POOL_INFO PagedPoolInfo;
+    unsigned long long MaximumNonPagedPoolInPages;
+    unsigned long long SizeOfPagedPoolInPages;
+    struct _MI_SYSTEM_PTE_TYPE SystemPteInfo;
+    unsigned long long NonPagedPoolCommit;
+    unsigned char __pad1[0x8];
+    unsigned long long BootCommit;
+    unsigned long long MdlPagesAllocated;
+    unsigned long long SystemPageTableCommit;
+    unsigned long long ProcessCommit;
+    unsigned char __pad2[0x9f8];
+    unsigned char SystemVaType[256];
+    struct _MI_SYSTEM_VA_ASSIGNMENT SystemVaRegions[13];
+    unsigned char __pad3[0x28];
+};
+
+struct _MI_SYSTEM_INFORMATION {
+    unsigned char __pad1[0x15c0];
+    struct _MI_HARDWARE_STATE Hardware;
+    struct _MI_SYSTEM_VA_STATE SystemVa;
+    unsigned char __pad2[0xc0];
+    struct _MI_PARTITION_STATE Partitions;
+    unsigned char __pad3[0x840];
+    struct _MI_VISIBLE_STATE Vs;
+};
+
+struct _MI_PARTITION_CORE {
+    unsigned short PartitionId;
+    unsigned char __pad1[0x16];
+    struct _RTL_AVL_TREE PageRoot;
+    unsigned char __pad2[0x8];
+    unsigned long long MemoryBlockReferences;
+    unsigned char __pad3[0x30];
+    struct _PHYSICAL_MEMORY_DESCRIPTOR *MemoryRuns;
+    unsigned char __pad4[0x150];
+};
+
+struct _MI_PARTITION_MODWRITES {
+    unsigned long long __opaque[88];
+};
+
+struct _MI_PARTITION_STORES {
+    unsigned long long __opaque[18];
+};
+
+struct _MI_PARTITION_SEGMENTS {
+    unsigned long long __opaque[104];
+};
+
+struct _MI_PARTITION_PAGE_LISTS {
+    unsigned long long __opaque[504];
+};
+
+struct _MI_PARTITION_COMMIT {
+    unsigned long long __opaque[8];
+};
+
+struct _MI_PARTITION_ZEROING {
+    unsigned long long __opaque[22];
+};
+
+struct _MI_PAGE_COMBINING_SUPPORT {
+    unsigned long long __opaque[50];
+};
+
+struct _MMWORKING_SET_EXPANSION_HEAD {
+    unsigned long long __opaque[2];
+};
+
+struct _MMWSL_INSTANCE {
+    unsigned long long __opaque[5];
+};
+
+struct _MI_VISIBLE_PARTITION {
+    unsigned long long LowestPhysicalPage;
+    unsigned long long HighestPhysicalPage;
+    unsigned long long NumberOfPhysicalPages;
+    unsigned long NumberOfPagingFiles;
+    unsigned char __pad1[0x4];
+    struct _MMPAGING_FILE *PagingFile[16];
+    unsigned char __pad2[0x20];
+    unsigned long long AvailablePages;
+    unsigned char __pad3[0x38];
+    unsigned long long ResidentAvailablePages;
+    unsigned char __pad4[0x38];
+    struct _MMSUPPORT_INSTANCE PartitionWs[1];
+    struct _MMWSL_INSTANCE PartitionWorkingSetLists[1];
+    unsigned long long TotalCommittedPages;
+    unsigned char __pad5[0x10];
+    struct _MMPFNLIST ModifiedPageListHead;
+    unsigned char __pad6[0x18];
+    struct _MMPFNLIST ModifiedNoWritePageListHead;
+    unsigned long long TotalCommitLimit;
+    unsigned long long TotalPagesForPagingFile;
+    unsigned char __pad7[0x8];
+    unsigned long long ProcessLockedFilePages;
+    unsigned char __pad8[0xf38];
+};
+
+struct _MI_PARTITION {
+    struct _MI_PARTITION_CORE Core;
+    struct _MI_PARTITION_MODWRITES Modwriter;
+    unsigned char __pad1[0x8];
+    struct _MI_PARTITION_STORES Store;
+    unsigned char __pad2[0x30];
+    struct _MI_PARTITION_SEGMENTS Segments;
+    struct _MI_PARTITION_PAGE_LISTS PageLists;
+    struct _MI_PARTITION_COMMIT Commit;
+    struct _MI_PARTITION_ZEROING Zeroing;
+    struct _MI_PAGE_COMBINING_SUPPORT PageCombine;
+    void *WorkingSetControl;
+    struct _MMWORKING_SET_EXPANSION_HEAD WorkingSetExpansionHead;
+    unsigned char __pad3[0x28];
+    struct _MI_VISIBLE_PARTITION Vp;
+};
+
+struct _INVERTED_FUNCTION_TABLE_ENTRY {
+    union {
+        struct _DYNAMIC_FUNCTION_TABLE *DynamicTable;
+        struct _IMAGE_RUNTIME_FUNCTION_ENTRY *FunctionTable;
+    };
+    void *ImageBase;
+    unsigned long SizeOfImage;
+    unsigned long SizeOfTable;
+};
+
+struct _INVERTED_FUNCTION_TABLE {
+    unsigned long CurrentSize;
+    unsigned long MaximumSize;
+    unsigned long Epoch;
+    unsigned char Overflow;
+    unsigned char __pad1[0x3];
+    struct _INVERTED_FUNCTION_TABLE_ENTRY TableEntry[256];
+};
+
+struct _FILE_OBJECT {
+    short Type;
+    short Size;
+    unsigned char __pad1[0x4];
+    struct _DEVICE_OBJECT *DeviceObject;
+    struct _VPB *Vpb;
+    void *FsContext;
+    void *FsContext2;
+    struct _SECTION_OBJECT_POINTERS *SectionObjectPointer;
+    void *PrivateCacheMap;
+    long FinalStatus;
+    unsigned char __pad2[0x4];
+    struct _FILE_OBJECT *RelatedFileObject;
+    unsigned char LockOperation;
+    unsigned char DeletePending;
+    unsigned char ReadAccess;
+    unsigned char WriteAccess;
+    unsigned char DeleteAccess;
+    unsigned char SharedRead;
+    unsigned char SharedWrite;
+    unsigned char SharedDelete;
+    unsigned long Flags;
+    unsigned char __pad3[0x4];
+    struct _UNICODE_STRING FileName;
+    union _LARGE_INTEGER CurrentByteOffset;
+    unsigned long Waiters;
+    unsigned long Busy;
+    void *LastLock;
+    struct _KEVENT Lock;
+    struct _KEVENT Event;
+    struct _IO_COMPLETION_CONTEXT *CompletionContext;
+    unsigned long long IrpListLock;
+    struct _LIST_ENTRY IrpList;
+    void *FileObjectExtension;
+};
+
+struct _WAIT_CONTEXT_BLOCK {
+    unsigned long long __opaque[9];
+};
+
+struct _DEVICE_OBJECT {
+    short Type;
+    unsigned short Size;
+    long ReferenceCount;
+    struct _DRIVER_OBJECT *DriverObject;
+    struct _DEVICE_OBJECT *NextDevice;
+    struct _DEVICE_OBJECT *AttachedDevice;
+    struct _IRP *CurrentIrp;
+    struct _IO_TIMER *Timer;
+    unsigned long Flags;
+    unsigned long Characteristics;
+    struct _VPB *Vpb;
+    void *DeviceExtension;
+    unsigned long DeviceType;
+    char StackSize;
+    unsigned char __pad1[0x3];
+    union {
+        struct _WAIT_CONTEXT_BLOCK Wcb;
+        struct _LIST_ENTRY ListEntry;
+    } Queue;
+    unsigned long AlignmentRequirement;
+    unsigned char __pad2[0x74];
+    void *SecurityDescriptor;
+    struct _KEVENT DeviceLock;
+    unsigned short SectorSize;
+    unsigned short Spare1;
+    unsigned char __pad3[0x4];
+    struct _DEVOBJ_EXTENSION *DeviceObjectExtension;
+    unsigned char __pad4[0x10];
+};
+
+struct _DEVOBJ_EXTENSION {
+    short Type;
+    unsigned short Size;
+    unsigned char __pad1[0x4];
+    struct _DEVICE_OBJECT *DeviceObject;
+    unsigned char __pad2[0x60];
+};
+
+struct _DRIVER_OBJECT {
+    short Type;
+    short Size;
+    unsigned char __pad1[0x4];
+    struct _DEVICE_OBJECT *DeviceObject;
+    unsigned long Flags;
+    unsigned char __pad2[0x4];
+    void *DriverStart;
+    unsigned long DriverSize;
+    unsigned char __pad3[0x4];
+    void *DriverSection;
+    struct _DRIVER_EXTENSION *DriverExtension;
+    struct _UNICODE_STRING DriverName;
+    struct _UNICODE_STRING *HardwareDatabase;
+    struct _FAST_IO_DISPATCH *FastIoDispatch;
+    void *DriverInit;
+    void *DriverStartIo;
+    void *DriverUnload;
+    void *MajorFunction[28];
+};
+
+struct _DRIVER_EXTENSION {
+    struct _DRIVER_OBJECT *DriverObject;
+    void *AddDevice;
+    unsigned long Count;
+    unsigned char __pad1[0x4];
+    struct _UNICODE_STRING ServiceKeyName;
+    unsigned char __pad2[0x28];
+};
+
+struct _VPB {
+    short Type;
+    short Size;
+    unsigned short Flags;
+    unsigned short VolumeLabelLength;
+    struct _DEVICE_OBJECT *DeviceObject;
+    struct _DEVICE_OBJECT *RealDevice;
+    unsigned long SerialNumber;
+    unsigned long ReferenceCount;
+    unsigned short VolumeLabel[32];
+};
+
+struct _SECTION_OBJECT_POINTERS {
+    void *DataSectionObject;
+    void *SharedCacheMap;
+    void *ImageSectionObject;
+};
+
+struct _MDL {
+    struct _MDL *Next;
+    short Size;
+    short MdlFlags;
+    unsigned short AllocationProcessorNumber;
+    unsigned short Reserved;
+    struct _EPROCESS *Process;
+    void *MappedSystemVa;
+    void *StartVa;
+    unsigned long ByteCount;
+    unsigned long ByteOffset;
+};
+
+struct _IO_STATUS_BLOCK {
+    union {
+        void *Pointer;
+        long Status;
+    };
+    unsigned long long Information;
+};
+
+struct _IO_COMPLETION_CONTEXT {
+    void *Port;
+    void *Key;
+    long long UsageCount;
+};
+
+struct _OWNER_ENTRY {
+    unsigned long long OwnerThread;
+    union {
+        struct {
+            unsigned long IoPriorityBoosted : 1;
+            unsigned long OwnerReferenced : 1;
+            unsigned long IoQoSPriorityBoosted : 1;
+            unsigned long OwnerCount : 29;
+        };
+        unsigned long TableSize;
+    };
+    unsigned char __pad1[0x4];
+};
+
+struct _DBGKD_GET_VERSION64 {
+    unsigned short MajorVersion;
+    unsigned short MinorVersion;
+    unsigned char ProtocolVersion;
+    unsigned char KdSecondaryVersion;
+    unsigned short Flags;
+    unsigned short MachineType;
+    unsigned char MaxPacketType;
+    unsigned char MaxStateChange;
+    unsigned char MaxManipulate;
+    unsigned char Simulation;
+    unsigned short Unused[1];
+    unsigned long long KernBase;
+    unsigned long long PsLoadedModuleList;
+    unsigned long long DebuggerDataList;
+};
+
+_Static_assert(sizeof(struct _LIST_ENTRY) == 0x10, "_LIST_ENTRY");
+_Static_assert(sizeof(struct _SINGLE_LIST_ENTRY) == 0x8, "_SINGLE_LIST_ENTRY");
+_Static_assert(sizeof(struct _UNICODE_STRING) == 0x10, "_UNICODE_STRING");
+_Static_assert(sizeof(union _LARGE_INTEGER) == 0x8, "_LARGE_INTEGER");
+_Static_assert(__builtin_offsetof(union _LARGE_INTEGER, QuadPart) == 0x0, "_LARGE_INTEGER.QuadPart");
+_Static_assert(__builtin_offsetof(union _LARGE_INTEGER, LowPart) == 0x0, "_LARGE_INTEGER.LowPart");
+_Static_assert(__builtin_offsetof(union _LARGE_INTEGER, HighPart) == 0x4, "_LARGE_INTEGER.HighPart");
+_Static_assert(sizeof(union _ULARGE_INTEGER) == 0x8, "_ULARGE_INTEGER");
+_Static_assert(__builtin_offsetof(union _ULARGE_INTEGER, QuadPart) == 0x0, "_ULARGE_INTEGER.QuadPart");
+_Static_assert(__builtin_offsetof(union _ULARGE_INTEGER, LowPart) == 0x0, "_ULARGE_INTEGER.LowPart");
+_Static_assert(__builtin_offsetof(union _ULARGE_INTEGER, HighPart) == 0x4, "_ULARGE_INTEGER.HighPart");
+_Static_assert(sizeof(struct _CLIENT_ID) == 0x10, "_CLIENT_ID");
+_Static_assert(sizeof(struct _EX_FAST_REF) == 0x8, "_EX_FAST_REF");
+_Static_assert(sizeof(struct _EX_PUSH_LOCK) == 0x8, "_EX_PUSH_LOCK");
+_Static_assert(sizeof(struct _EX_RUNDOWN_REF) == 0x8, "_EX_RUNDOWN_REF");
+_Static_assert(sizeof(struct _RTL_BALANCED_NODE) == 0x18, "_RTL_BALANCED_NODE");
+_Static_assert(sizeof(struct _RTL_AVL_TREE) == 0x8, "_RTL_AVL_TREE");
+_Static_assert(sizeof(struct _RTL_BITMAP) == 0x10, "_RTL_BITMAP");
+_Static_assert(sizeof(struct _RTL_BITMAP_EX) == 0x10, "_RTL_BITMAP_EX");
+_Static_assert(sizeof(struct _GUID) == 0x10, "_GUID");
+_Static_assert(sizeof(struct _QUAD) == 0x8, "_QUAD");
+_Static_assert(sizeof(union _KGDTENTRY64) == 0x10, "_KGDTENTRY64");
+_Static_assert(sizeof(union _KIDTENTRY64) == 0x10, "_KIDTENTRY64");
+_Static_assert(sizeof(struct _KTSS64) == 0x68, "_KTSS64");
+_Static_assert(sizeof(struct _KDESCRIPTOR) == 0x10, "_KDESCRIPTOR");
+_Static_assert(sizeof(struct _M128A) == 0x10, "_M128A");
+_Static_assert(sizeof(struct _XSAVE_FORMAT) == 0x200, "_XSAVE_FORMAT");
+_Static_assert(sizeof(struct _CONTEXT) == 0x4d0, "_CONTEXT");
+_Static_assert(sizeof(struct _EXCEPTION_RECORD) == 0x98, "_EXCEPTION_RECORD");
+_Static_assert(sizeof(struct _MACHINE_FRAME) == 0x28, "_MACHINE_FRAME");
+_Static_assert(sizeof(struct _KTRAP_FRAME) == 0x190, "_KTRAP_FRAME");
+_Static_assert(sizeof(struct _KEXCEPTION_FRAME) == 0x140, "_KEXCEPTION_FRAME");
+_Static_assert(sizeof(struct _KSPECIAL_REGISTERS) == 0xf0, "_KSPECIAL_REGISTERS");
+_Static_assert(sizeof(struct _KPROCESSOR_STATE) == 0x5c0, "_KPROCESSOR_STATE");
+_Static_assert(__builtin_offsetof(struct _KPROCESSOR_STATE, SpecialRegisters) == 0x0, "_KPROCESSOR_STATE.SpecialRegisters");
+_Static_assert(__builtin_offsetof(struct _KPROCESSOR_STATE, ContextFrame) == 0xf0, "_KPROCESSOR_STATE.ContextFrame");
+_Static_assert(sizeof(struct _NT_TIB) == 0x38, "_NT_TIB");
+_Static_assert(sizeof(union _KPRCBFLAG) == 0x4, "_KPRCBFLAG");
+_Static_assert(sizeof(struct _KDPC_DATA) == 0x28, "_KDPC_DATA");
+_Static_assert(sizeof(struct _KTIMER_TABLE) == 0x4218, "_KTIMER_TABLE");
+_Static_assert(sizeof(struct _PROCESSOR_POWER_STATE) == 0x200, "_PROCESSOR_POWER_STATE");
+_Static_assert(sizeof(union _SLIST_HEADER) == 0x10, "_SLIST_HEADER");
+_Static_assert(sizeof(struct _KPRCB) == 0xaf00, "_KPRCB");
+_Static_assert(sizeof(struct _KPCR) == 0xb080, "_KPCR");
+_Static_assert(__builtin_offsetof(struct _KPCR, NtTib) == 0x0, "_KPCR.NtTib");
+_Static_assert(__builtin_offsetof(struct _KPCR, GdtBase) == 0x0, "_KPCR.GdtBase");
+_Static_assert(__builtin_offsetof(struct _KPCR, TssBase) == 0x8, "_KPCR.TssBase");
+_Static_assert(__builtin_offsetof(struct _KPCR, UserRsp) == 0x10, "_KPCR.UserRsp");
+_Static_assert(__builtin_offsetof(struct _KPCR, Self) == 0x18, "_KPCR.Self");
+_Static_assert(__builtin_offsetof(struct _KPCR, CurrentPrcb) == 0x20, "_KPCR.CurrentPrcb");
+_Static_assert(__builtin_offsetof(struct _KPCR, LockArray) == 0x28, "_KPCR.LockArray");
+_Static_assert(__builtin_offsetof(struct _KPCR, Used_Self) == 0x30, "_KPCR.Used_Self");
+_Static_assert(__builtin_offsetof(struct _KPCR, IdtBase) == 0x38, "_KPCR.IdtBase");
+_Static_assert(__builtin_offsetof(struct _KPCR, Irql) == 0x50, "_KPCR.Irql");
+_Static_assert(__builtin_offsetof(struct _KPCR, MajorVersion) == 0x60, "_KPCR.MajorVersion");
+_Static_assert(__builtin_offsetof(struct _KPCR, MinorVersion) == 0x62, "_KPCR.MinorVersion");
+_Static_assert(__builtin_offsetof(struct _KPCR, StallScaleFactor) == 0x64, "_KPCR.StallScaleFactor");
+_Static_assert(__builtin_offsetof(struct _KPCR, KdVersionBlock) == 0x108, "_KPCR.KdVersionBlock");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb) == 0x180, "_KPCR.Prcb");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.CurrentThread) == 0x188, "_KPCR.Prcb.CurrentThread");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.NextThread) == 0x190, "_KPCR.Prcb.NextThread");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.IdleThread) == 0x198, "_KPCR.Prcb.IdleThread");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.RspBase) == 0x1a8, "_KPCR.Prcb.RspBase");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.MxCsr) == 0x180, "_KPCR.Prcb.MxCsr");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.KernelDirectoryTableBase) == 0x9000, "_KPCR.Prcb.KernelDirectoryTableBase");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.UserRspShadow) == 0x9010, "_KPCR.Prcb.UserRspShadow");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.RspBaseShadow) == 0x9008, "_KPCR.Prcb.RspBaseShadow");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.ShadowFlags) == 0x9018, "_KPCR.Prcb.ShadowFlags");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.ProcessorState) == 0x280, "_KPCR.Prcb.ProcessorState");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.Number) == 0x1a4, "_KPCR.Prcb.Number");
+_Static_assert(__builtin_offsetof(struct _KPCR, Prcb.BpbKernelSpecCtrl) == 0x27b, "_KPCR.Prcb.BpbKernelSpecCtrl");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MxCsr) == 0x0, "_KPRCB.MxCsr");
+_Static_assert(__builtin_offsetof(struct _KPRCB, LegacyNumber) == 0x4, "_KPRCB.LegacyNumber");
+_Static_assert(__builtin_offsetof(struct _KPRCB, Number) == 0x24, "_KPRCB.Number");
+_Static_assert(__builtin_offsetof(struct _KPRCB, NestingLevel) == 0x20, "_KPRCB.NestingLevel");
+_Static_assert(__builtin_offsetof(struct _KPRCB, IdleHalt) == 0x7, "_KPRCB.IdleHalt");
+_Static_assert(__builtin_offsetof(struct _KPRCB, CurrentThread) == 0x8, "_KPRCB.CurrentThread");
+_Static_assert(__builtin_offsetof(struct _KPRCB, NextThread) == 0x10, "_KPRCB.NextThread");
+_Static_assert(__builtin_offsetof(struct _KPRCB, IdleThread) == 0x18, "_KPRCB.IdleThread");
+_Static_assert(__builtin_offsetof(struct _KPRCB, RspBase) == 0x28, "_KPRCB.RspBase");
+_Static_assert(__builtin_offsetof(struct _KPRCB, PrcbLock) == 0x30, "_KPRCB.PrcbLock");
+_Static_assert(__builtin_offsetof(struct _KPRCB, ProcessorState) == 0x100, "_KPRCB.ProcessorState");
+_Static_assert(__builtin_offsetof(struct _KPRCB, CpuType) == 0x40, "_KPRCB.CpuType");
+_Static_assert(__builtin_offsetof(struct _KPRCB, CpuID) == 0x41, "_KPRCB.CpuID");
+_Static_assert(__builtin_offsetof(struct _KPRCB, CpuStep) == 0x42, "_KPRCB.CpuStep");
+_Static_assert(__builtin_offsetof(struct _KPRCB, CpuModel) == 0x43, "_KPRCB.CpuModel");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MHz) == 0x44, "_KPRCB.MHz");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MinorVersion) == 0x88, "_KPRCB.MinorVersion");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MajorVersion) == 0x8a, "_KPRCB.MajorVersion");
+_Static_assert(__builtin_offsetof(struct _KPRCB, BuildType) == 0x8c, "_KPRCB.BuildType");
+_Static_assert(__builtin_offsetof(struct _KPRCB, CpuVendor) == 0x8d, "_KPRCB.CpuVendor");
+_Static_assert(__builtin_offsetof(struct _KPRCB, CoresPerPhysicalProcessor) == 0x98, "_KPRCB.CoresPerPhysicalProcessor");
+_Static_assert(__builtin_offsetof(struct _KPRCB, LogicalProcessorsPerCore) == 0x9c, "_KPRCB.LogicalProcessorsPerCore");
+_Static_assert(__builtin_offsetof(struct _KPRCB, Group) == 0xd0, "_KPRCB.Group");
+_Static_assert(__builtin_offsetof(struct _KPRCB, GroupSetMember) == 0xc8, "_KPRCB.GroupSetMember");
+_Static_assert(__builtin_offsetof(struct _KPRCB, GroupIndex) == 0xd1, "_KPRCB.GroupIndex");
+_Static_assert(__builtin_offsetof(struct _KPRCB, InitialApicId) == 0xd4, "_KPRCB.InitialApicId");
+_Static_assert(__builtin_offsetof(struct _KPRCB, KernelDirectoryTableBase) == 0x8e80, "_KPRCB.KernelDirectoryTableBase");
+_Static_assert(__builtin_offsetof(struct _KPRCB, RspBaseShadow) == 0x8e88, "_KPRCB.RspBaseShadow");
+_Static_assert(__builtin_offsetof(struct _KPRCB, UserRspShadow) == 0x8e90, "_KPRCB.UserRspShadow");
+_Static_assert(__builtin_offsetof(struct _KPRCB, ShadowFlags) == 0x8e98, "_KPRCB.ShadowFlags");
+_Static_assert(__builtin_offsetof(struct _KPRCB, Context) == 0x85c0, "_KPRCB.Context");
+_Static_assert(__builtin_offsetof(struct _KPRCB, ContextFlagsInit) == 0x85c8, "_KPRCB.ContextFlagsInit");
+_Static_assert(__builtin_offsetof(struct _KPRCB, KeSystemCalls) == 0x2d38, "_KPRCB.KeSystemCalls");
+_Static_assert(__builtin_offsetof(struct _KPRCB, KeContextSwitches) == 0x2d3c, "_KPRCB.KeContextSwitches");
+_Static_assert(__builtin_offsetof(struct _KPRCB, InterruptCount) == 0x7e80, "_KPRCB.InterruptCount");
+_Static_assert(__builtin_offsetof(struct _KPRCB, KernelTime) == 0x7e84, "_KPRCB.KernelTime");
+_Static_assert(__builtin_offsetof(struct _KPRCB, UserTime) == 0x7e88, "_KPRCB.UserTime");
+_Static_assert(__builtin_offsetof(struct _KPRCB, DpcTime) == 0x7e8c, "_KPRCB.DpcTime");
+_Static_assert(__builtin_offsetof(struct _KPRCB, InterruptTime) == 0x7e90, "_KPRCB.InterruptTime");
+_Static_assert(__builtin_offsetof(struct _KPRCB, PageColor) == 0x7f10, "_KPRCB.PageColor");
+_Static_assert(__builtin_offsetof(struct _KPRCB, NodeColor) == 0x7f14, "_KPRCB.NodeColor");
+_Static_assert(__builtin_offsetof(struct _KPRCB, IpiFrozen) == 0x2d88, "_KPRCB.IpiFrozen");
+_Static_assert(__builtin_offsetof(struct _KPRCB, InterruptRequest) == 0x6, "_KPRCB.InterruptRequest");
+_Static_assert(__builtin_offsetof(struct _KPRCB, IdleSchedule) == 0x312b, "_KPRCB.IdleSchedule");
+_Static_assert(__builtin_offsetof(struct _KPRCB, DispatcherReadyListHead) == 0x7c80, "_KPRCB.DispatcherReadyListHead");
+_Static_assert(__builtin_offsetof(struct _KPRCB, ReadySummary) == 0x7c18, "_KPRCB.ReadySummary");
+_Static_assert(__builtin_offsetof(struct _KPRCB, WaitListHead) == 0x7c00, "_KPRCB.WaitListHead");
+_Static_assert(__builtin_offsetof(struct _KPRCB, VendorString) == 0x8590, "_KPRCB.VendorString");
+_Static_assert(__builtin_offsetof(struct _KPRCB, FeatureBits) == 0x85a0, "_KPRCB.FeatureBits");
+_Static_assert(__builtin_offsetof(struct _KPRCB, UpdateSignature) == 0x85a8, "_KPRCB.UpdateSignature");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MmPageFaultCount) == 0x2d10, "_KPRCB.MmPageFaultCount");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MmCopyOnWriteCount) == 0x2d14, "_KPRCB.MmCopyOnWriteCount");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MmTransitionCount) == 0x2d18, "_KPRCB.MmTransitionCount");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MmDemandZeroCount) == 0x2d1c, "_KPRCB.MmDemandZeroCount");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MmPageReadCount) == 0x2d20, "_KPRCB.MmPageReadCount");
+_Static_assert(__builtin_offsetof(struct _KPRCB, MmDirtyPagesWriteCount) == 0x2d28, "_KPRCB.MmDirtyPagesWriteCount");
+_Static_assert(__builtin_offsetof(struct _KPRCB, WheaInfo) == 0x8320, "_KPRCB.WheaInfo");
+_Static_assert(__builtin_offsetof(struct _KPRCB, HypercallPageList) == 0x8340, "_KPRCB.HypercallPageList");
+_Static_assert(__builtin_offsetof(struct _KPRCB, VirtualApicAssist) == 0x8388, "_KPRCB.VirtualApicAssist");
+_Static_assert(__builtin_offsetof(struct _KPRCB, ClockKeepAlive) == 0x7be0, "_KPRCB.ClockKeepAlive");
+_Static_assert(__builtin_offsetof(struct _KPRCB, TimerTable) == 0x3940, "_KPRCB.TimerTable");
+_Static_assert(__builtin_offsetof(struct _KPRCB, PrcbFlags) == 0xec, "_KPRCB.PrcbFlags");
+_Static_assert(__builtin_offsetof(struct _KPRCB, DpcData) == 0x30c0, "_KPRCB.DpcData");
+_Static_assert(__builtin_offsetof(struct _KPRCB, QuantumEnd) == 0x3129, "_KPRCB.QuantumEnd");
+_Static_assert(__builtin_offsetof(struct _KPRCB, DpcStack) == 0x3110, "_KPRCB.DpcStack");
+_Static_assert(__builtin_offsetof(struct _KPRCB, PowerState) == 0x8000, "_KPRCB.PowerState");
+_Static_assert(sizeof(struct _DISPATCHER_HEADER) == 0x18, "_DISPATCHER_HEADER");
+_Static_assert(__builtin_offsetof(struct _DISPATCHER_HEADER, Type) == 0x0, "_DISPATCHER_HEADER.Type");
+_Static_assert(__builtin_offsetof(struct _DISPATCHER_HEADER, Size) == 0x2, "_DISPATCHER_HEADER.Size");
+_Static_assert(__builtin_offsetof(struct _DISPATCHER_HEADER, SignalState) == 0x4, "_DISPATCHER_HEADER.SignalState");
+_Static_assert(__builtin_offsetof(struct _DISPATCHER_HEADER, WaitListHead) == 0x8, "_DISPATCHER_HEADER.WaitListHead");
+_Static_assert(__builtin_offsetof(struct _DISPATCHER_HEADER, Lock) == 0x0, "_DISPATCHER_HEADER.Lock");
+_Static_assert(__builtin_offsetof(struct _DISPATCHER_HEADER, LockNV) == 0x0, "_DISPATCHER_HEADER.LockNV");
+_Static_assert(sizeof(struct _KEVENT) == 0x18, "_KEVENT");
+_Static_assert(sizeof(struct _KSEMAPHORE) == 0x20, "_KSEMAPHORE");
+_Static_assert(sizeof(struct _KGATE) == 0x18, "_KGATE");
+_Static_assert(sizeof(struct _KTIMER) == 0x40, "_KTIMER");
+_Static_assert(__builtin_offsetof(struct _KTIMER, Header) == 0x0, "_KTIMER.Header");
+_Static_assert(__builtin_offsetof(struct _KTIMER, DueTime) == 0x18, "_KTIMER.DueTime");
+_Static_assert(__builtin_offsetof(struct _KTIMER, TimerListEntry) == 0x20, "_KTIMER.TimerListEntry");
+_Static_assert(__builtin_offsetof(struct _KTIMER, Dpc) == 0x30, "_KTIMER.Dpc");
+_Static_assert(__builtin_offsetof(struct _KTIMER, Processor) == 0x38, "_KTIMER.Processor");
+_Static_assert(__builtin_offsetof(struct _KTIMER, Period) == 0x3c, "_KTIMER.Period");
+_Static_assert(sizeof(struct _KDPC) == 0x40, "_KDPC");
+_Static_assert(__builtin_offsetof(struct _KDPC, Type) == 0x0, "_KDPC.Type");
+_Static_assert(__builtin_offsetof(struct _KDPC, Importance) == 0x1, "_KDPC.Importance");
+_Static_assert(__builtin_offsetof(struct _KDPC, Number) == 0x2, "_KDPC.Number");
+_Static_assert(__builtin_offsetof(struct _KDPC, DpcListEntry) == 0x8, "_KDPC.DpcListEntry");
+_Static_assert(__builtin_offsetof(struct _KDPC, DeferredRoutine) == 0x18, "_KDPC.DeferredRoutine");
+_Static_assert(__builtin_offsetof(struct _KDPC, DeferredContext) == 0x20, "_KDPC.DeferredContext");
+_Static_assert(__builtin_offsetof(struct _KDPC, SystemArgument1) == 0x28, "_KDPC.SystemArgument1");
+_Static_assert(__builtin_offsetof(struct _KDPC, SystemArgument2) == 0x30, "_KDPC.SystemArgument2");
+_Static_assert(__builtin_offsetof(struct _KDPC, DpcData) == 0x38, "_KDPC.DpcData");
+_Static_assert(sizeof(struct _KAPC) == 0x58, "_KAPC");
+_Static_assert(sizeof(struct _KAPC_STATE) == 0x30, "_KAPC_STATE");
+_Static_assert(sizeof(struct _KWAIT_BLOCK) == 0x30, "_KWAIT_BLOCK");
+_Static_assert(__builtin_offsetof(struct _KWAIT_BLOCK, WaitListEntry) == 0x0, "_KWAIT_BLOCK.WaitListEntry");
+_Static_assert(__builtin_offsetof(struct _KWAIT_BLOCK, WaitType) == 0x10, "_KWAIT_BLOCK.WaitType");
+_Static_assert(__builtin_offsetof(struct _KWAIT_BLOCK, BlockState) == 0x11, "_KWAIT_BLOCK.BlockState");
+_Static_assert(__builtin_offsetof(struct _KWAIT_BLOCK, WaitKey) == 0x12, "_KWAIT_BLOCK.WaitKey");
+_Static_assert(__builtin_offsetof(struct _KWAIT_BLOCK, Thread) == 0x18, "_KWAIT_BLOCK.Thread");
+_Static_assert(__builtin_offsetof(struct _KWAIT_BLOCK, Object) == 0x20, "_KWAIT_BLOCK.Object");
+_Static_assert(__builtin_offsetof(struct _KWAIT_BLOCK, SparePtr) == 0x28, "_KWAIT_BLOCK.SparePtr");
+_Static_assert(sizeof(struct _KSYSTEM_TIME) == 0xc, "_KSYSTEM_TIME");
+_Static_assert(sizeof(struct _KUSER_SHARED_DATA) == 0x720, "_KUSER_SHARED_DATA");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, TickCountLowDeprecated) == 0x0, "_KUSER_SHARED_DATA.TickCountLowDeprecated");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, TickCountMultiplier) == 0x4, "_KUSER_SHARED_DATA.TickCountMultiplier");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, InterruptTime) == 0x8, "_KUSER_SHARED_DATA.InterruptTime");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, SystemTime) == 0x14, "_KUSER_SHARED_DATA.SystemTime");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, TimeZoneBias) == 0x20, "_KUSER_SHARED_DATA.TimeZoneBias");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ImageNumberLow) == 0x2c, "_KUSER_SHARED_DATA.ImageNumberLow");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ImageNumberHigh) == 0x2e, "_KUSER_SHARED_DATA.ImageNumberHigh");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, NtSystemRoot) == 0x30, "_KUSER_SHARED_DATA.NtSystemRoot");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, NtBuildNumber) == 0x260, "_KUSER_SHARED_DATA.NtBuildNumber");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, NtProductType) == 0x264, "_KUSER_SHARED_DATA.NtProductType");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ProductTypeIsValid) == 0x268, "_KUSER_SHARED_DATA.ProductTypeIsValid");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, NativeProcessorArchitecture) == 0x26a, "_KUSER_SHARED_DATA.NativeProcessorArchitecture");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, NtMajorVersion) == 0x26c, "_KUSER_SHARED_DATA.NtMajorVersion");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, NtMinorVersion) == 0x270, "_KUSER_SHARED_DATA.NtMinorVersion");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ProcessorFeatures) == 0x274, "_KUSER_SHARED_DATA.ProcessorFeatures");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, AlternativeArchitecture) == 0x2c0, "_KUSER_SHARED_DATA.AlternativeArchitecture");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, BootId) == 0x2c4, "_KUSER_SHARED_DATA.BootId");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, SuiteMask) == 0x2d0, "_KUSER_SHARED_DATA.SuiteMask");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, KdDebuggerEnabled) == 0x2d4, "_KUSER_SHARED_DATA.KdDebuggerEnabled");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, DismountCount) == 0x2dc, "_KUSER_SHARED_DATA.DismountCount");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ComPlusPackage) == 0x2e0, "_KUSER_SHARED_DATA.ComPlusPackage");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, LastSystemRITEventTickCount) == 0x2e4, "_KUSER_SHARED_DATA.LastSystemRITEventTickCount");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, NumberOfPhysicalPages) == 0x2e8, "_KUSER_SHARED_DATA.NumberOfPhysicalPages");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, SafeBootMode) == 0x2ec, "_KUSER_SHARED_DATA.SafeBootMode");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, SharedDataFlags) == 0x2f0, "_KUSER_SHARED_DATA.SharedDataFlags");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, TestRetInstruction) == 0x2f8, "_KUSER_SHARED_DATA.TestRetInstruction");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, SystemCall) == 0x308, "_KUSER_SHARED_DATA.SystemCall");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, QpcFrequency) == 0x300, "_KUSER_SHARED_DATA.QpcFrequency");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, TickCount) == 0x320, "_KUSER_SHARED_DATA.TickCount");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, TickCountQuad) == 0x320, "_KUSER_SHARED_DATA.TickCountQuad");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, Cookie) == 0x330, "_KUSER_SHARED_DATA.Cookie");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ConsoleSessionForegroundProcessId) == 0x338, "_KUSER_SHARED_DATA.ConsoleSessionForegroundProcessId");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ActiveProcessorCount) == 0x3c0, "_KUSER_SHARED_DATA.ActiveProcessorCount");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ActiveGroupCount) == 0x3c4, "_KUSER_SHARED_DATA.ActiveGroupCount");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, LargePageMinimum) == 0x244, "_KUSER_SHARED_DATA.LargePageMinimum");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, UserModeGlobalLogger) == 0x380, "_KUSER_SHARED_DATA.UserModeGlobalLogger");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, ImageFileExecutionOptions) == 0x3a0, "_KUSER_SHARED_DATA.ImageFileExecutionOptions");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, LangGenerationCount) == 0x3a4, "_KUSER_SHARED_DATA.LangGenerationCount");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, InterruptTimeBias) == 0x3b0, "_KUSER_SHARED_DATA.InterruptTimeBias");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, QpcBias) == 0x3b8, "_KUSER_SHARED_DATA.QpcBias");
+_Static_assert(__builtin_offsetof(struct _KUSER_SHARED_DATA, QpcData) == 0x3c6, "_KUSER_SHARED_DATA.QpcData");
+_Static_assert(sizeof(struct _KAFFINITY_EX) == 0xa8, "_KAFFINITY_EX");
+_Static_assert(__builtin_offsetof(struct _KAFFINITY_EX, Count) == 0x0, "_KAFFINITY_EX.Count");
+_Static_assert(__builtin_offsetof(struct _KAFFINITY_EX, Size) == 0x2, "_KAFFINITY_EX.Size");
+_Static_assert(__builtin_offsetof(struct _KAFFINITY_EX, Bitmap) == 0x8, "_KAFFINITY_EX.Bitmap");
+_Static_assert(sizeof(struct _GROUP_AFFINITY) == 0x10, "_GROUP_AFFINITY");
+_Static_assert(sizeof(union _KEXECUTE_OPTIONS) == 0x1, "_KEXECUTE_OPTIONS");
+_Static_assert(sizeof(union _KSTACK_COUNT) == 0x4, "_KSTACK_COUNT");
+_Static_assert(sizeof(struct _KPROCESS) == 0x438, "_KPROCESS");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, Header) == 0x0, "_KPROCESS.Header");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ProfileListHead) == 0x18, "_KPROCESS.ProfileListHead");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, DirectoryTableBase) == 0x28, "_KPROCESS.DirectoryTableBase");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, UserDirectoryTableBase) == 0x388, "_KPROCESS.UserDirectoryTableBase");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ThreadListHead) == 0x30, "_KPROCESS.ThreadListHead");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ProcessLock) == 0x40, "_KPROCESS.ProcessLock");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, Affinity) == 0x50, "_KPROCESS.Affinity");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ActiveProcessors) == 0x170, "_KPROCESS.ActiveProcessors");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ReadyListHead) == 0x158, "_KPROCESS.ReadyListHead");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, SwapListEntry) == 0x168, "_KPROCESS.SwapListEntry");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, BasePriority) == 0x280, "_KPROCESS.BasePriority");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, QuantumReset) == 0x281, "_KPROCESS.QuantumReset");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, Visited) == 0x282, "_KPROCESS.Visited");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, Flags) == 0x283, "_KPROCESS.Flags");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, StackCount) == 0x348, "_KPROCESS.StackCount");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ProcessListEntry) == 0x350, "_KPROCESS.ProcessListEntry");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, CycleTime) == 0x360, "_KPROCESS.CycleTime");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ContextSwitches) == 0x368, "_KPROCESS.ContextSwitches");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, KernelTime) == 0x37c, "_KPROCESS.KernelTime");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, UserTime) == 0x380, "_KPROCESS.UserTime");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, AddressPolicy) == 0x390, "_KPROCESS.AddressPolicy");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, InstrumentationCallback) == 0x3d8, "_KPROCESS.InstrumentationCallback");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, IdealNode) == 0x304, "_KPROCESS.IdealNode");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, ThreadSeed) == 0x284, "_KPROCESS.ThreadSeed");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, IdealProcessor) == 0x2c4, "_KPROCESS.IdealProcessor");
+_Static_assert(__builtin_offsetof(struct _KPROCESS, SecureState) == 0x3e0, "_KPROCESS.SecureState");
+_Static_assert(sizeof(struct _SE_AUDIT_PROCESS_CREATION_INFO) == 0x8, "_SE_AUDIT_PROCESS_CREATION_INFO");
+_Static_assert(sizeof(struct _MMSUPPORT_FLAGS) == 0x4, "_MMSUPPORT_FLAGS");
+_Static_assert(sizeof(struct _MMSUPPORT_INSTANCE) == 0xc0, "_MMSUPPORT_INSTANCE");
+_Static_assert(sizeof(struct _MMSUPPORT_SHARED) == 0x80, "_MMSUPPORT_SHARED");
+_Static_assert(sizeof(struct _MMSUPPORT_FULL) == 0x140, "_MMSUPPORT_FULL");
+_Static_assert(sizeof(struct _ALPC_PROCESS_CONTEXT) == 0x20, "_ALPC_PROCESS_CONTEXT");
+_Static_assert(sizeof(struct _PS_PROTECTION) == 0x1, "_PS_PROTECTION");
+_Static_assert(sizeof(union _PS_INTERLOCKED_TIMER_DELAY_VALUES) == 0x8, "_PS_INTERLOCKED_TIMER_DELAY_VALUES");
+_Static_assert(sizeof(struct _EPROCESS) == 0xa40, "_EPROCESS");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Pcb) == 0x0, "_EPROCESS.Pcb");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ProcessLock) == 0x438, "_EPROCESS.ProcessLock");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CreateTime) == 0x468, "_EPROCESS.CreateTime");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ExitTime) == 0x840, "_EPROCESS.ExitTime");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, RundownProtect) == 0x458, "_EPROCESS.RundownProtect");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, UniqueProcessId) == 0x440, "_EPROCESS.UniqueProcessId");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ActiveProcessLinks) == 0x448, "_EPROCESS.ActiveProcessLinks");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Flags2) == 0x460, "_EPROCESS.Flags2");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Flags) == 0x464, "_EPROCESS.Flags");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Flags3) == 0x87c, "_EPROCESS.Flags3");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ProcessQuotaUsage) == 0x470, "_EPROCESS.ProcessQuotaUsage");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ProcessQuotaPeak) == 0x480, "_EPROCESS.ProcessQuotaPeak");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, PeakVirtualSize) == 0x490, "_EPROCESS.PeakVirtualSize");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, VirtualSize) == 0x498, "_EPROCESS.VirtualSize");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SessionProcessLinks) == 0x4a0, "_EPROCESS.SessionProcessLinks");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, MmProcessLinks) == 0x7c0, "_EPROCESS.MmProcessLinks");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ExceptionPortData) == 0x4b0, "_EPROCESS.ExceptionPortData");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ExceptionPortValue) == 0x4b0, "_EPROCESS.ExceptionPortValue");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Token) == 0x4b8, "_EPROCESS.Token");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, MmReserved) == 0x4c0, "_EPROCESS.MmReserved");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, AddressCreationLock) == 0x4c8, "_EPROCESS.AddressCreationLock");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, PageTableCommitmentLock) == 0x4d0, "_EPROCESS.PageTableCommitmentLock");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, RotateInProgress) == 0x4d8, "_EPROCESS.RotateInProgress");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ForkInProgress) == 0x4e0, "_EPROCESS.ForkInProgress");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CommitChargeJob) == 0x4e8, "_EPROCESS.CommitChargeJob");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CloneRoot) == 0x4f0, "_EPROCESS.CloneRoot");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, NumberOfPrivatePages) == 0x4f8, "_EPROCESS.NumberOfPrivatePages");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, NumberOfLockedPages) == 0x500, "_EPROCESS.NumberOfLockedPages");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Win32Process) == 0x508, "_EPROCESS.Win32Process");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Job) == 0x510, "_EPROCESS.Job");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SectionObject) == 0x518, "_EPROCESS.SectionObject");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SectionBaseAddress) == 0x520, "_EPROCESS.SectionBaseAddress");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Cookie) == 0x528, "_EPROCESS.Cookie");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, WorkingSetWatch) == 0x530, "_EPROCESS.WorkingSetWatch");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Win32WindowStation) == 0x538, "_EPROCESS.Win32WindowStation");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, InheritedFromUniqueProcessId) == 0x540, "_EPROCESS.InheritedFromUniqueProcessId");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, OwnerProcessId) == 0x548, "_EPROCESS.OwnerProcessId");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Peb) == 0x550, "_EPROCESS.Peb");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Session) == 0x558, "_EPROCESS.Session");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Spare1) == 0x560, "_EPROCESS.Spare1");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, QuotaBlock) == 0x568, "_EPROCESS.QuotaBlock");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ObjectTable) == 0x570, "_EPROCESS.ObjectTable");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, DebugPort) == 0x578, "_EPROCESS.DebugPort");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, WoW64Process) == 0x580, "_EPROCESS.WoW64Process");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, DeviceMap) == 0x588, "_EPROCESS.DeviceMap");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, EtwDataSource) == 0x590, "_EPROCESS.EtwDataSource");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, PageDirectoryPte) == 0x598, "_EPROCESS.PageDirectoryPte");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ImageFilePointer) == 0x5a0, "_EPROCESS.ImageFilePointer");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ImageFileName) == 0x5a8, "_EPROCESS.ImageFileName");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, PriorityClass) == 0x5b7, "_EPROCESS.PriorityClass");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SecurityPort) == 0x5b8, "_EPROCESS.SecurityPort");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SeAuditProcessCreationInfo) == 0x5c0, "_EPROCESS.SeAuditProcessCreationInfo");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, JobLinks) == 0x5c8, "_EPROCESS.JobLinks");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, HighestUserAddress) == 0x5d8, "_EPROCESS.HighestUserAddress");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ThreadListHead) == 0x5e0, "_EPROCESS.ThreadListHead");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ActiveThreads) == 0x5f0, "_EPROCESS.ActiveThreads");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ImagePathHash) == 0x5f4, "_EPROCESS.ImagePathHash");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, DefaultHardErrorProcessing) == 0x5f8, "_EPROCESS.DefaultHardErrorProcessing");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, LastThreadExitStatus) == 0x5fc, "_EPROCESS.LastThreadExitStatus");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, PrefetchTrace) == 0x600, "_EPROCESS.PrefetchTrace");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, LockedPagesList) == 0x608, "_EPROCESS.LockedPagesList");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ReadOperationCount) == 0x610, "_EPROCESS.ReadOperationCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, WriteOperationCount) == 0x618, "_EPROCESS.WriteOperationCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, OtherOperationCount) == 0x620, "_EPROCESS.OtherOperationCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ReadTransferCount) == 0x628, "_EPROCESS.ReadTransferCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, WriteTransferCount) == 0x630, "_EPROCESS.WriteTransferCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, OtherTransferCount) == 0x638, "_EPROCESS.OtherTransferCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CommitChargeLimit) == 0x640, "_EPROCESS.CommitChargeLimit");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CommitCharge) == 0x648, "_EPROCESS.CommitCharge");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CommitChargePeak) == 0x650, "_EPROCESS.CommitChargePeak");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Vm) == 0x680, "_EPROCESS.Vm");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ModifiedPageCount) == 0x7d0, "_EPROCESS.ModifiedPageCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ExitStatus) == 0x7d4, "_EPROCESS.ExitStatus");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, VadRoot) == 0x7d8, "_EPROCESS.VadRoot");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, VadHint) == 0x7e0, "_EPROCESS.VadHint");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, VadCount) == 0x7e8, "_EPROCESS.VadCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, VadPhysicalPages) == 0x7f0, "_EPROCESS.VadPhysicalPages");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, VadPhysicalPagesLimit) == 0x7f8, "_EPROCESS.VadPhysicalPagesLimit");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, AlpcContext) == 0x800, "_EPROCESS.AlpcContext");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, TimerResolutionLink) == 0x820, "_EPROCESS.TimerResolutionLink");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, RequestedTimerResolution) == 0x838, "_EPROCESS.RequestedTimerResolution");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SmallestTimerResolution) == 0x83c, "_EPROCESS.SmallestTimerResolution");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, InvertedFunctionTable) == 0x848, "_EPROCESS.InvertedFunctionTable");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ActiveThreadsHighWatermark) == 0x858, "_EPROCESS.ActiveThreadsHighWatermark");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, LargePrivateVadCount) == 0x85c, "_EPROCESS.LargePrivateVadCount");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SvmData) == 0x888, "_EPROCESS.SvmData");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SharedCommitLock) == 0x930, "_EPROCESS.SharedCommitLock");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SharedCommitLinks) == 0x938, "_EPROCESS.SharedCommitLinks");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Protection) == 0x87a, "_EPROCESS.Protection");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SignatureLevel) == 0x878, "_EPROCESS.SignatureLevel");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SectionSignatureLevel) == 0x879, "_EPROCESS.SectionSignatureLevel");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SequenceNumber) == 0x8f8, "_EPROCESS.SequenceNumber");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CreateInterruptTime) == 0x900, "_EPROCESS.CreateInterruptTime");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, CreateUnbiasedInterruptTime) == 0x908, "_EPROCESS.CreateUnbiasedInterruptTime");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, TotalUnbiasedFrozenTime) == 0x910, "_EPROCESS.TotalUnbiasedFrozenTime");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, LastAppStateUpdateTime) == 0x918, "_EPROCESS.LastAppStateUpdateTime");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, EnclaveTable) == 0x8c8, "_EPROCESS.EnclaveTable");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, EnclaveNumber) == 0x8d0, "_EPROCESS.EnclaveNumber");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, VmContext) == 0x8f0, "_EPROCESS.VmContext");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ProcessTimerDelay) == 0x970, "_EPROCESS.ProcessTimerDelay");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, MitigationFlags) == 0x9d0, "_EPROCESS.MitigationFlags");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, MitigationFlagsValues) == 0x9d0, "_EPROCESS.MitigationFlagsValues");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, MitigationFlags2) == 0x9d4, "_EPROCESS.MitigationFlags2");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, PartitionObject) == 0x9d8, "_EPROCESS.PartitionObject");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, SecurityDomain) == 0x9e0, "_EPROCESS.SecurityDomain");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, ParentSecurityDomain) == 0x9e8, "_EPROCESS.ParentSecurityDomain");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Pcb.DirectoryTableBase) == 0x28, "_EPROCESS.Pcb.DirectoryTableBase");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Pcb.UserDirectoryTableBase) == 0x388, "_EPROCESS.Pcb.UserDirectoryTableBase");
+_Static_assert(__builtin_offsetof(struct _EPROCESS, Pcb.ThreadListHead) == 0x30, "_EPROCESS.Pcb.ThreadListHead");
+_Static_assert(sizeof(struct _OBJECT_NAME_INFORMATION) == 0x10, "_OBJECT_NAME_INFORMATION");
+_Static_assert(sizeof(union _KWAIT_STATUS_REGISTER) == 0x1, "_KWAIT_STATUS_REGISTER");
+_Static_assert(sizeof(struct _KTHREAD) == 0x430, "_KTHREAD");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Header) == 0x0, "_KTHREAD.Header");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, SListFaultAddress) == 0x18, "_KTHREAD.SListFaultAddress");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, QuantumTarget) == 0x20, "_KTHREAD.QuantumTarget");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, InitialStack) == 0x28, "_KTHREAD.InitialStack");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, StackLimit) == 0x30, "_KTHREAD.StackLimit");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, StackBase) == 0x38, "_KTHREAD.StackBase");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ThreadLock) == 0x40, "_KTHREAD.ThreadLock");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, CycleTime) == 0x48, "_KTHREAD.CycleTime");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, CurrentRunTime) == 0x50, "_KTHREAD.CurrentRunTime");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ExpectedRunTime) == 0x54, "_KTHREAD.ExpectedRunTime");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, KernelStack) == 0x58, "_KTHREAD.KernelStack");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, StateSaveArea) == 0x60, "_KTHREAD.StateSaveArea");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitRegister) == 0x70, "_KTHREAD.WaitRegister");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Running) == 0x71, "_KTHREAD.Running");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Alerted) == 0x72, "_KTHREAD.Alerted");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, MiscFlags) == 0x74, "_KTHREAD.MiscFlags");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ThreadFlags) == 0x78, "_KTHREAD.ThreadFlags");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Tag) == 0x7c, "_KTHREAD.Tag");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, SystemCallNumber) == 0x80, "_KTHREAD.SystemCallNumber");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ReadyTime) == 0x84, "_KTHREAD.ReadyTime");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, FirstArgument) == 0x88, "_KTHREAD.FirstArgument");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, TrapFrame) == 0x90, "_KTHREAD.TrapFrame");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ApcState) == 0x98, "_KTHREAD.ApcState");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Priority) == 0xc3, "_KTHREAD.Priority");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, UserIdealProcessor) == 0xc4, "_KTHREAD.UserIdealProcessor");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitStatus) == 0xc8, "_KTHREAD.WaitStatus");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitBlockList) == 0xd0, "_KTHREAD.WaitBlockList");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitListEntry) == 0xd8, "_KTHREAD.WaitListEntry");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, SwapListEntry) == 0xd8, "_KTHREAD.SwapListEntry");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Queue) == 0xe8, "_KTHREAD.Queue");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Teb) == 0xf0, "_KTHREAD.Teb");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Timer) == 0x100, "_KTHREAD.Timer");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitBlock) == 0x140, "_KTHREAD.WaitBlock");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, State) == 0x184, "_KTHREAD.State");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitIrql) == 0x186, "_KTHREAD.WaitIrql");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitMode) == 0x187, "_KTHREAD.WaitMode");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitTime) == 0x1b4, "_KTHREAD.WaitTime");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ContextSwitches) == 0x154, "_KTHREAD.ContextSwitches");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Win32Thread) == 0x1c8, "_KTHREAD.Win32Thread");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, KernelApcDisable) == 0x1e4, "_KTHREAD.KernelApcDisable");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, SpecialApcDisable) == 0x1e6, "_KTHREAD.SpecialApcDisable");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, CombinedApcDisable) == 0x1e4, "_KTHREAD.CombinedApcDisable");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, QueueListEntry) == 0x208, "_KTHREAD.QueueListEntry");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, NextProcessor) == 0x218, "_KTHREAD.NextProcessor");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, QueuePriority) == 0x21c, "_KTHREAD.QueuePriority");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Process) == 0x220, "_KTHREAD.Process");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, UserAffinity) == 0x228, "_KTHREAD.UserAffinity");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, PreviousMode) == 0x232, "_KTHREAD.PreviousMode");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, BasePriority) == 0x233, "_KTHREAD.BasePriority");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, PriorityDecrement) == 0x234, "_KTHREAD.PriorityDecrement");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Preempted) == 0x235, "_KTHREAD.Preempted");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, AdjustReason) == 0x236, "_KTHREAD.AdjustReason");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, AdjustIncrement) == 0x237, "_KTHREAD.AdjustIncrement");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, Affinity) == 0x240, "_KTHREAD.Affinity");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ApcStateIndex) == 0x24a, "_KTHREAD.ApcStateIndex");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, IdealProcessor) == 0x24c, "_KTHREAD.IdealProcessor");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, NpxState) == 0x250, "_KTHREAD.NpxState");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, SavedApcState) == 0x258, "_KTHREAD.SavedApcState");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WaitReason) == 0x283, "_KTHREAD.WaitReason");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, SuspendCount) == 0x284, "_KTHREAD.SuspendCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, SuspendEvent) == 0x2e0, "_KTHREAD.SuspendEvent");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ThreadListEntry) == 0x2f8, "_KTHREAD.ThreadListEntry");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, MutantListHead) == 0x308, "_KTHREAD.MutantListHead");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, KernelTime) == 0x28c, "_KTHREAD.KernelTime");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, UserTime) == 0x2dc, "_KTHREAD.UserTime");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, QuantumReset) == 0x28b, "_KTHREAD.QuantumReset");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, CallbackNestingLevel) == 0x2db, "_KTHREAD.CallbackNestingLevel");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, KeReferenceCount) == 0x364, "_KTHREAD.KeReferenceCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ReadOperationCount) == 0x380, "_KTHREAD.ReadOperationCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WriteOperationCount) == 0x388, "_KTHREAD.WriteOperationCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, OtherOperationCount) == 0x390, "_KTHREAD.OtherOperationCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ReadTransferCount) == 0x398, "_KTHREAD.ReadTransferCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, WriteTransferCount) == 0x3a0, "_KTHREAD.WriteTransferCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, OtherTransferCount) == 0x3a8, "_KTHREAD.OtherTransferCount");
+_Static_assert(sizeof(union _PS_CLIENT_SECURITY_CONTEXT) == 0x8, "_PS_CLIENT_SECURITY_CONTEXT");
+_Static_assert(sizeof(struct _ETHREAD) == 0x898, "_ETHREAD");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb) == 0x0, "_ETHREAD.Tcb");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, CreateTime) == 0x430, "_ETHREAD.CreateTime");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ExitTime) == 0x438, "_ETHREAD.ExitTime");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ExitStatus) == 0x548, "_ETHREAD.ExitStatus");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, StartAddress) == 0x450, "_ETHREAD.StartAddress");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Cid) == 0x478, "_ETHREAD.Cid");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ThreadListEntry) == 0x4e8, "_ETHREAD.ThreadListEntry");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, IrpList) == 0x4b0, "_ETHREAD.IrpList");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, TopLevelIrp) == 0x4c0, "_ETHREAD.TopLevelIrp");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Win32StartAddress) == 0x4d0, "_ETHREAD.Win32StartAddress");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, CrossThreadFlags) == 0x510, "_ETHREAD.CrossThreadFlags");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, SameThreadPassiveFlags) == 0x514, "_ETHREAD.SameThreadPassiveFlags");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, SameThreadApcFlags) == 0x518, "_ETHREAD.SameThreadApcFlags");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, RundownProtect) == 0x4f8, "_ETHREAD.RundownProtect");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ThreadLock) == 0x500, "_ETHREAD.ThreadLock");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ReadClusterSize) == 0x508, "_ETHREAD.ReadClusterSize");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ThreadName) == 0x610, "_ETHREAD.ThreadName");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ActiveFaultCount) == 0x51e, "_ETHREAD.ActiveFaultCount");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, KernelStackReference) == 0x55c, "_ETHREAD.KernelStackReference");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, ClientSecurity) == 0x4a8, "_ETHREAD.ClientSecurity");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, CacheManagerActive) == 0x51c, "_ETHREAD.CacheManagerActive");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, DisablePageFaultClustering) == 0x51d, "_ETHREAD.DisablePageFaultClustering");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.KernelStack) == 0x58, "_ETHREAD.Tcb.KernelStack");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.InitialStack) == 0x28, "_ETHREAD.Tcb.InitialStack");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.StackBase) == 0x38, "_ETHREAD.Tcb.StackBase");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.StackLimit) == 0x30, "_ETHREAD.Tcb.StackLimit");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.TrapFrame) == 0x90, "_ETHREAD.Tcb.TrapFrame");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.Process) == 0x220, "_ETHREAD.Tcb.Process");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.PreviousMode) == 0x232, "_ETHREAD.Tcb.PreviousMode");
+_Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb.ApcState.Process) == 0xb8, "_ETHREAD.Tcb.ApcState.Process");
+_Static_assert(sizeof(struct _PEB) == 0x7c8, "_PEB");
+_Static_assert(__builtin_offsetof(struct _PEB, InheritedAddressSpace) == 0x0, "_PEB.InheritedAddressSpace");
+_Static_assert(__builtin_offsetof(struct _PEB, ReadImageFileExecOptions) == 0x1, "_PEB.ReadImageFileExecOptions");
+_Static_assert(__builtin_offsetof(struct _PEB, BeingDebugged) == 0x2, "_PEB.BeingDebugged");
+_Static_assert(__builtin_offsetof(struct _PEB, BitField) == 0x3, "_PEB.BitField");
+_Static_assert(__builtin_offsetof(struct _PEB, Mutant) == 0x8, "_PEB.Mutant");
+_Static_assert(__builtin_offsetof(struct _PEB, ImageBaseAddress) == 0x10, "_PEB.ImageBaseAddress");
+_Static_assert(__builtin_offsetof(struct _PEB, Ldr) == 0x18, "_PEB.Ldr");
+_Static_assert(__builtin_offsetof(struct _PEB, ProcessParameters) == 0x20, "_PEB.ProcessParameters");
+_Static_assert(__builtin_offsetof(struct _PEB, SubSystemData) == 0x28, "_PEB.SubSystemData");
+_Static_assert(__builtin_offsetof(struct _PEB, ProcessHeap) == 0x30, "_PEB.ProcessHeap");
+_Static_assert(__builtin_offsetof(struct _PEB, FastPebLock) == 0x38, "_PEB.FastPebLock");
+_Static_assert(__builtin_offsetof(struct _PEB, KernelCallbackTable) == 0x58, "_PEB.KernelCallbackTable");
+_Static_assert(__builtin_offsetof(struct _PEB, ApiSetMap) == 0x68, "_PEB.ApiSetMap");
+_Static_assert(__builtin_offsetof(struct _PEB, TlsBitmap) == 0x78, "_PEB.TlsBitmap");
+_Static_assert(__builtin_offsetof(struct _PEB, TlsBitmapBits) == 0x80, "_PEB.TlsBitmapBits");
+_Static_assert(__builtin_offsetof(struct _PEB, ReadOnlySharedMemoryBase) == 0x88, "_PEB.ReadOnlySharedMemoryBase");
+_Static_assert(__builtin_offsetof(struct _PEB, AnsiCodePageData) == 0xa0, "_PEB.AnsiCodePageData");
+_Static_assert(__builtin_offsetof(struct _PEB, OemCodePageData) == 0xa8, "_PEB.OemCodePageData");
+_Static_assert(__builtin_offsetof(struct _PEB, UnicodeCaseTableData) == 0xb0, "_PEB.UnicodeCaseTableData");
+_Static_assert(__builtin_offsetof(struct _PEB, NumberOfProcessors) == 0xb8, "_PEB.NumberOfProcessors");
+_Static_assert(__builtin_offsetof(struct _PEB, NtGlobalFlag) == 0xbc, "_PEB.NtGlobalFlag");
+_Static_assert(__builtin_offsetof(struct _PEB, CriticalSectionTimeout) == 0xc0, "_PEB.CriticalSectionTimeout");
+_Static_assert(__builtin_offsetof(struct _PEB, HeapSegmentReserve) == 0xc8, "_PEB.HeapSegmentReserve");
+_Static_assert(__builtin_offsetof(struct _PEB, HeapSegmentCommit) == 0xd0, "_PEB.HeapSegmentCommit");
+_Static_assert(__builtin_offsetof(struct _PEB, NumberOfHeaps) == 0xe8, "_PEB.NumberOfHeaps");
+_Static_assert(__builtin_offsetof(struct _PEB, MaximumNumberOfHeaps) == 0xec, "_PEB.MaximumNumberOfHeaps");
+_Static_assert(__builtin_offsetof(struct _PEB, ProcessHeaps) == 0xf0, "_PEB.ProcessHeaps");
+_Static_assert(__builtin_offsetof(struct _PEB, GdiSharedHandleTable) == 0xf8, "_PEB.GdiSharedHandleTable");
+_Static_assert(__builtin_offsetof(struct _PEB, LoaderLock) == 0x110, "_PEB.LoaderLock");
+_Static_assert(__builtin_offsetof(struct _PEB, OSMajorVersion) == 0x118, "_PEB.OSMajorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB, OSMinorVersion) == 0x11c, "_PEB.OSMinorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB, OSBuildNumber) == 0x120, "_PEB.OSBuildNumber");
+_Static_assert(__builtin_offsetof(struct _PEB, OSCSDVersion) == 0x122, "_PEB.OSCSDVersion");
+_Static_assert(__builtin_offsetof(struct _PEB, OSPlatformId) == 0x124, "_PEB.OSPlatformId");
+_Static_assert(__builtin_offsetof(struct _PEB, ImageSubsystem) == 0x128, "_PEB.ImageSubsystem");
+_Static_assert(__builtin_offsetof(struct _PEB, ImageSubsystemMajorVersion) == 0x12c, "_PEB.ImageSubsystemMajorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB, ImageSubsystemMinorVersion) == 0x130, "_PEB.ImageSubsystemMinorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB, SessionId) == 0x2c0, "_PEB.SessionId");
+_Static_assert(__builtin_offsetof(struct _PEB, CSDVersion) == 0x2e8, "_PEB.CSDVersion");
+_Static_assert(__builtin_offsetof(struct _PEB, MinimumStackCommit) == 0x318, "_PEB.MinimumStackCommit");
+_Static_assert(sizeof(struct _PEB_LDR_DATA) == 0x58, "_PEB_LDR_DATA");
+_Static_assert(sizeof(struct _LDR_DATA_TABLE_ENTRY) == 0x120, "_LDR_DATA_TABLE_ENTRY");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, InLoadOrderLinks) == 0x0, "_LDR_DATA_TABLE_ENTRY.InLoadOrderLinks");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, InMemoryOrderLinks) == 0x10, "_LDR_DATA_TABLE_ENTRY.InMemoryOrderLinks");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, InInitializationOrderLinks) == 0x20, "_LDR_DATA_TABLE_ENTRY.InInitializationOrderLinks");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, DllBase) == 0x30, "_LDR_DATA_TABLE_ENTRY.DllBase");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, EntryPoint) == 0x38, "_LDR_DATA_TABLE_ENTRY.EntryPoint");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, SizeOfImage) == 0x40, "_LDR_DATA_TABLE_ENTRY.SizeOfImage");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, FullDllName) == 0x48, "_LDR_DATA_TABLE_ENTRY.FullDllName");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, BaseDllName) == 0x58, "_LDR_DATA_TABLE_ENTRY.BaseDllName");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, FlagGroup) == 0x68, "_LDR_DATA_TABLE_ENTRY.FlagGroup");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, Flags) == 0x68, "_LDR_DATA_TABLE_ENTRY.Flags");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, ObsoleteLoadCount) == 0x6c, "_LDR_DATA_TABLE_ENTRY.ObsoleteLoadCount");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, TlsIndex) == 0x6e, "_LDR_DATA_TABLE_ENTRY.TlsIndex");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, HashLinks) == 0x70, "_LDR_DATA_TABLE_ENTRY.HashLinks");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, TimeDateStamp) == 0x80, "_LDR_DATA_TABLE_ENTRY.TimeDateStamp");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, Lock) == 0x90, "_LDR_DATA_TABLE_ENTRY.Lock");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, DdagNode) == 0x98, "_LDR_DATA_TABLE_ENTRY.DdagNode");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, NodeModuleLink) == 0xa0, "_LDR_DATA_TABLE_ENTRY.NodeModuleLink");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, BaseAddressIndexNode) == 0xc8, "_LDR_DATA_TABLE_ENTRY.BaseAddressIndexNode");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, MappingInfoIndexNode) == 0xe0, "_LDR_DATA_TABLE_ENTRY.MappingInfoIndexNode");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, OriginalBase) == 0xf8, "_LDR_DATA_TABLE_ENTRY.OriginalBase");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, LoadTime) == 0x100, "_LDR_DATA_TABLE_ENTRY.LoadTime");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, BaseNameHashValue) == 0x108, "_LDR_DATA_TABLE_ENTRY.BaseNameHashValue");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, LoadReason) == 0x10c, "_LDR_DATA_TABLE_ENTRY.LoadReason");
+_Static_assert(__builtin_offsetof(struct _LDR_DATA_TABLE_ENTRY, ReferenceCount) == 0x114, "_LDR_DATA_TABLE_ENTRY.ReferenceCount");
+_Static_assert(sizeof(struct _KLDR_DATA_TABLE_ENTRY) == 0xa0, "_KLDR_DATA_TABLE_ENTRY");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, InLoadOrderLinks) == 0x0, "_KLDR_DATA_TABLE_ENTRY.InLoadOrderLinks");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, ExceptionTable) == 0x10, "_KLDR_DATA_TABLE_ENTRY.ExceptionTable");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, ExceptionTableSize) == 0x18, "_KLDR_DATA_TABLE_ENTRY.ExceptionTableSize");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, GpValue) == 0x20, "_KLDR_DATA_TABLE_ENTRY.GpValue");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, NonPagedDebugInfo) == 0x28, "_KLDR_DATA_TABLE_ENTRY.NonPagedDebugInfo");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, DllBase) == 0x30, "_KLDR_DATA_TABLE_ENTRY.DllBase");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, EntryPoint) == 0x38, "_KLDR_DATA_TABLE_ENTRY.EntryPoint");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, SizeOfImage) == 0x40, "_KLDR_DATA_TABLE_ENTRY.SizeOfImage");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, FullDllName) == 0x48, "_KLDR_DATA_TABLE_ENTRY.FullDllName");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, BaseDllName) == 0x58, "_KLDR_DATA_TABLE_ENTRY.BaseDllName");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, Flags) == 0x68, "_KLDR_DATA_TABLE_ENTRY.Flags");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, LoadCount) == 0x6c, "_KLDR_DATA_TABLE_ENTRY.LoadCount");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, u1) == 0x6e, "_KLDR_DATA_TABLE_ENTRY.u1");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, SectionPointer) == 0x70, "_KLDR_DATA_TABLE_ENTRY.SectionPointer");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, CheckSum) == 0x78, "_KLDR_DATA_TABLE_ENTRY.CheckSum");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, CoverageSectionSize) == 0x7c, "_KLDR_DATA_TABLE_ENTRY.CoverageSectionSize");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, CoverageSection) == 0x80, "_KLDR_DATA_TABLE_ENTRY.CoverageSection");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, LoadedImports) == 0x88, "_KLDR_DATA_TABLE_ENTRY.LoadedImports");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, Spare) == 0x90, "_KLDR_DATA_TABLE_ENTRY.Spare");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, SizeOfImageNotRounded) == 0x98, "_KLDR_DATA_TABLE_ENTRY.SizeOfImageNotRounded");
+_Static_assert(__builtin_offsetof(struct _KLDR_DATA_TABLE_ENTRY, TimeDateStamp) == 0x9c, "_KLDR_DATA_TABLE_ENTRY.TimeDateStamp");
+_Static_assert(sizeof(struct _NON_PAGED_DEBUG_INFO) == 0x20, "_NON_PAGED_DEBUG_INFO");
+_Static_assert(sizeof(struct _TEB) == 0x1838, "_TEB");
+_Static_assert(__builtin_offsetof(struct _TEB, NtTib) == 0x0, "_TEB.NtTib");
+_Static_assert(__builtin_offsetof(struct _TEB, EnvironmentPointer) == 0x38, "_TEB.EnvironmentPointer");
+_Static_assert(__builtin_offsetof(struct _TEB, ClientId) == 0x40, "_TEB.ClientId");
+_Static_assert(__builtin_offsetof(struct _TEB, ActiveRpcHandle) == 0x50, "_TEB.ActiveRpcHandle");
+_Static_assert(__builtin_offsetof(struct _TEB, ThreadLocalStoragePointer) == 0x58, "_TEB.ThreadLocalStoragePointer");
+_Static_assert(__builtin_offsetof(struct _TEB, ProcessEnvironmentBlock) == 0x60, "_TEB.ProcessEnvironmentBlock");
+_Static_assert(__builtin_offsetof(struct _TEB, LastErrorValue) == 0x68, "_TEB.LastErrorValue");
+_Static_assert(__builtin_offsetof(struct _TEB, CountOfOwnedCriticalSections) == 0x6c, "_TEB.CountOfOwnedCriticalSections");
+_Static_assert(__builtin_offsetof(struct _TEB, CurrentLocale) == 0x108, "_TEB.CurrentLocale");
+_Static_assert(__builtin_offsetof(struct _TEB, RealClientId) == 0x7d8, "_TEB.RealClientId");
+_Static_assert(__builtin_offsetof(struct _TEB, StaticUnicodeString) == 0x1258, "_TEB.StaticUnicodeString");
+_Static_assert(__builtin_offsetof(struct _TEB, StaticUnicodeBuffer) == 0x1268, "_TEB.StaticUnicodeBuffer");
+_Static_assert(__builtin_offsetof(struct _TEB, DeallocationStack) == 0x1478, "_TEB.DeallocationStack");
+_Static_assert(__builtin_offsetof(struct _TEB, TlsSlots) == 0x1480, "_TEB.TlsSlots");
+_Static_assert(__builtin_offsetof(struct _TEB, TlsLinks) == 0x1680, "_TEB.TlsLinks");
+_Static_assert(__builtin_offsetof(struct _TEB, GuaranteedStackBytes) == 0x1748, "_TEB.GuaranteedStackBytes");
+_Static_assert(__builtin_offsetof(struct _TEB, SameTebFlags) == 0x17ee, "_TEB.SameTebFlags");
+_Static_assert(sizeof(struct _CURDIR) == 0x18, "_CURDIR");
+_Static_assert(sizeof(struct _STRING) == 0x10, "_STRING");
+_Static_assert(sizeof(struct _RTL_DRIVE_LETTER_CURDIR) == 0x18, "_RTL_DRIVE_LETTER_CURDIR");
+_Static_assert(sizeof(struct _RTL_USER_PROCESS_PARAMETERS) == 0x440, "_RTL_USER_PROCESS_PARAMETERS");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, MaximumLength) == 0x0, "_RTL_USER_PROCESS_PARAMETERS.MaximumLength");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, Length) == 0x4, "_RTL_USER_PROCESS_PARAMETERS.Length");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, Flags) == 0x8, "_RTL_USER_PROCESS_PARAMETERS.Flags");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, DebugFlags) == 0xc, "_RTL_USER_PROCESS_PARAMETERS.DebugFlags");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, ConsoleHandle) == 0x10, "_RTL_USER_PROCESS_PARAMETERS.ConsoleHandle");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, ConsoleFlags) == 0x18, "_RTL_USER_PROCESS_PARAMETERS.ConsoleFlags");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, StandardInput) == 0x20, "_RTL_USER_PROCESS_PARAMETERS.StandardInput");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, StandardOutput) == 0x28, "_RTL_USER_PROCESS_PARAMETERS.StandardOutput");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, StandardError) == 0x30, "_RTL_USER_PROCESS_PARAMETERS.StandardError");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, CurrentDirectory) == 0x38, "_RTL_USER_PROCESS_PARAMETERS.CurrentDirectory");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, DllPath) == 0x50, "_RTL_USER_PROCESS_PARAMETERS.DllPath");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, ImagePathName) == 0x60, "_RTL_USER_PROCESS_PARAMETERS.ImagePathName");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, CommandLine) == 0x70, "_RTL_USER_PROCESS_PARAMETERS.CommandLine");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, Environment) == 0x80, "_RTL_USER_PROCESS_PARAMETERS.Environment");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, WindowTitle) == 0xb0, "_RTL_USER_PROCESS_PARAMETERS.WindowTitle");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, DesktopInfo) == 0xc0, "_RTL_USER_PROCESS_PARAMETERS.DesktopInfo");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, ShellInfo) == 0xd0, "_RTL_USER_PROCESS_PARAMETERS.ShellInfo");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, RuntimeData) == 0xe0, "_RTL_USER_PROCESS_PARAMETERS.RuntimeData");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, CurrentDirectores) == 0xf0, "_RTL_USER_PROCESS_PARAMETERS.CurrentDirectores");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, EnvironmentSize) == 0x3f0, "_RTL_USER_PROCESS_PARAMETERS.EnvironmentSize");
+_Static_assert(__builtin_offsetof(struct _RTL_USER_PROCESS_PARAMETERS, EnvironmentVersion) == 0x3f8, "_RTL_USER_PROCESS_PARAMETERS.EnvironmentVersion");
+_Static_assert(sizeof(struct _OBJECT_HEADER) == 0x38, "_OBJECT_HEADER");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, PointerCount) == 0x0, "_OBJECT_HEADER.PointerCount");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, HandleCount) == 0x8, "_OBJECT_HEADER.HandleCount");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, NextToFree) == 0x8, "_OBJECT_HEADER.NextToFree");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, Lock) == 0x10, "_OBJECT_HEADER.Lock");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, TypeIndex) == 0x18, "_OBJECT_HEADER.TypeIndex");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, TraceFlags) == 0x19, "_OBJECT_HEADER.TraceFlags");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, InfoMask) == 0x1a, "_OBJECT_HEADER.InfoMask");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, Flags) == 0x1b, "_OBJECT_HEADER.Flags");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, ObjectCreateInfo) == 0x20, "_OBJECT_HEADER.ObjectCreateInfo");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, QuotaBlockCharged) == 0x20, "_OBJECT_HEADER.QuotaBlockCharged");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, SecurityDescriptor) == 0x28, "_OBJECT_HEADER.SecurityDescriptor");
+_Static_assert(__builtin_offsetof(struct _OBJECT_HEADER, Body) == 0x30, "_OBJECT_HEADER.Body");
+_Static_assert(sizeof(struct _OBJECT_HEADER_NAME_INFO) == 0x20, "_OBJECT_HEADER_NAME_INFO");
+_Static_assert(sizeof(struct _OBJECT_HEADER_CREATOR_INFO) == 0x20, "_OBJECT_HEADER_CREATOR_INFO");
+_Static_assert(sizeof(struct _OBJECT_HANDLE_COUNT_ENTRY) == 0x10, "_OBJECT_HANDLE_COUNT_ENTRY");
+_Static_assert(sizeof(struct _OBJECT_HEADER_HANDLE_INFO) == 0x10, "_OBJECT_HEADER_HANDLE_INFO");
+_Static_assert(sizeof(struct _OBJECT_HEADER_QUOTA_INFO) == 0x20, "_OBJECT_HEADER_QUOTA_INFO");
+_Static_assert(sizeof(struct _OBJECT_HEADER_PROCESS_INFO) == 0x10, "_OBJECT_HEADER_PROCESS_INFO");
+_Static_assert(sizeof(struct _GENERIC_MAPPING) == 0x10, "_GENERIC_MAPPING");
+_Static_assert(sizeof(struct _OBJECT_TYPE_INITIALIZER) == 0x78, "_OBJECT_TYPE_INITIALIZER");
+_Static_assert(sizeof(struct _OBJECT_TYPE) == 0xd8, "_OBJECT_TYPE");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, TypeList) == 0x0, "_OBJECT_TYPE.TypeList");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, Name) == 0x10, "_OBJECT_TYPE.Name");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, DefaultObject) == 0x20, "_OBJECT_TYPE.DefaultObject");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, Index) == 0x28, "_OBJECT_TYPE.Index");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, TotalNumberOfObjects) == 0x2c, "_OBJECT_TYPE.TotalNumberOfObjects");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, TotalNumberOfHandles) == 0x30, "_OBJECT_TYPE.TotalNumberOfHandles");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, HighWaterNumberOfObjects) == 0x34, "_OBJECT_TYPE.HighWaterNumberOfObjects");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, HighWaterNumberOfHandles) == 0x38, "_OBJECT_TYPE.HighWaterNumberOfHandles");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, TypeInfo) == 0x40, "_OBJECT_TYPE.TypeInfo");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, TypeLock) == 0xb8, "_OBJECT_TYPE.TypeLock");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, Key) == 0xc0, "_OBJECT_TYPE.Key");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE, CallbackList) == 0xc8, "_OBJECT_TYPE.CallbackList");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, Length) == 0x0, "_OBJECT_TYPE_INITIALIZER.Length");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, ObjectTypeFlags) == 0x2, "_OBJECT_TYPE_INITIALIZER.ObjectTypeFlags");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, ObjectTypeCode) == 0x4, "_OBJECT_TYPE_INITIALIZER.ObjectTypeCode");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, InvalidAttributes) == 0x8, "_OBJECT_TYPE_INITIALIZER.InvalidAttributes");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, GenericMapping) == 0xc, "_OBJECT_TYPE_INITIALIZER.GenericMapping");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, ValidAccessMask) == 0x1c, "_OBJECT_TYPE_INITIALIZER.ValidAccessMask");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, RetainAccess) == 0x20, "_OBJECT_TYPE_INITIALIZER.RetainAccess");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, PoolType) == 0x24, "_OBJECT_TYPE_INITIALIZER.PoolType");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, DefaultPagedPoolCharge) == 0x28, "_OBJECT_TYPE_INITIALIZER.DefaultPagedPoolCharge");
+_Static_assert(__builtin_offsetof(struct _OBJECT_TYPE_INITIALIZER, DefaultNonPagedPoolCharge) == 0x2c, "_OBJECT_TYPE_INITIALIZER.DefaultNonPagedPoolCharge");
+_Static_assert(sizeof(struct _HANDLE_TABLE_FREE_LIST) == 0x40, "_HANDLE_TABLE_FREE_LIST");
+_Static_assert(sizeof(struct _HANDLE_TABLE) == 0x80, "_HANDLE_TABLE");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, NextHandleNeedingPool) == 0x0, "_HANDLE_TABLE.NextHandleNeedingPool");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, ExtraInfoPages) == 0x4, "_HANDLE_TABLE.ExtraInfoPages");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, TableCode) == 0x8, "_HANDLE_TABLE.TableCode");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, QuotaProcess) == 0x10, "_HANDLE_TABLE.QuotaProcess");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, HandleTableList) == 0x18, "_HANDLE_TABLE.HandleTableList");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, UniqueProcessId) == 0x28, "_HANDLE_TABLE.UniqueProcessId");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, Flags) == 0x2c, "_HANDLE_TABLE.Flags");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, HandleContentionEvent) == 0x30, "_HANDLE_TABLE.HandleContentionEvent");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, HandleTableLock) == 0x38, "_HANDLE_TABLE.HandleTableLock");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, FreeLists) == 0x40, "_HANDLE_TABLE.FreeLists");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, ActualEntry) == 0x40, "_HANDLE_TABLE.ActualEntry");
+_Static_assert(__builtin_offsetof(struct _HANDLE_TABLE, DebugInfo) == 0x60, "_HANDLE_TABLE.DebugInfo");
+_Static_assert(sizeof(struct _EXHANDLE) == 0x8, "_EXHANDLE");
+_Static_assert(sizeof(union _HANDLE_TABLE_ENTRY) == 0x10, "_HANDLE_TABLE_ENTRY");
+_Static_assert(__builtin_offsetof(union _HANDLE_TABLE_ENTRY, NextFreeHandleEntry) == 0x8, "_HANDLE_TABLE_ENTRY.NextFreeHandleEntry");
+_Static_assert(__builtin_offsetof(union _HANDLE_TABLE_ENTRY, LowValue) == 0x0, "_HANDLE_TABLE_ENTRY.LowValue");
+_Static_assert(__builtin_offsetof(union _HANDLE_TABLE_ENTRY, HighValue) == 0x8, "_HANDLE_TABLE_ENTRY.HighValue");
+_Static_assert(sizeof(struct _HANDLE_TABLE_ENTRY_INFO) == 0x8, "_HANDLE_TABLE_ENTRY_INFO");
+_Static_assert(sizeof(struct _OBJECT_DIRECTORY) == 0x158, "_OBJECT_DIRECTORY");
+_Static_assert(__builtin_offsetof(struct _OBJECT_DIRECTORY, HashBuckets) == 0x0, "_OBJECT_DIRECTORY.HashBuckets");
+_Static_assert(__builtin_offsetof(struct _OBJECT_DIRECTORY, Lock) == 0x128, "_OBJECT_DIRECTORY.Lock");
+_Static_assert(__builtin_offsetof(struct _OBJECT_DIRECTORY, DeviceMap) == 0x130, "_OBJECT_DIRECTORY.DeviceMap");
+_Static_assert(sizeof(struct _OBJECT_DIRECTORY_ENTRY) == 0x18, "_OBJECT_DIRECTORY_ENTRY");
+_Static_assert(sizeof(struct _OBJECT_SYMBOLIC_LINK) == 0x28, "_OBJECT_SYMBOLIC_LINK");
+_Static_assert(__builtin_offsetof(struct _OBJECT_SYMBOLIC_LINK, CreationTime) == 0x0, "_OBJECT_SYMBOLIC_LINK.CreationTime");
+_Static_assert(__builtin_offsetof(struct _OBJECT_SYMBOLIC_LINK, LinkTarget) == 0x8, "_OBJECT_SYMBOLIC_LINK.LinkTarget");
+_Static_assert(__builtin_offsetof(struct _OBJECT_SYMBOLIC_LINK, Flags) == 0x1c, "_OBJECT_SYMBOLIC_LINK.Flags");
+_Static_assert(sizeof(struct _DEVICE_MAP) == 0x48, "_DEVICE_MAP");
+_Static_assert(__builtin_offsetof(struct _DEVICE_MAP, DosDevicesDirectory) == 0x0, "_DEVICE_MAP.DosDevicesDirectory");
+_Static_assert(__builtin_offsetof(struct _DEVICE_MAP, GlobalDosDevicesDirectory) == 0x8, "_DEVICE_MAP.GlobalDosDevicesDirectory");
+_Static_assert(__builtin_offsetof(struct _DEVICE_MAP, ReferenceCount) == 0x18, "_DEVICE_MAP.ReferenceCount");
+_Static_assert(__builtin_offsetof(struct _DEVICE_MAP, DriveMap) == 0x1c, "_DEVICE_MAP.DriveMap");
+_Static_assert(__builtin_offsetof(struct _DEVICE_MAP, DriveType) == 0x20, "_DEVICE_MAP.DriveType");
+_Static_assert(sizeof(struct _OBJECT_CREATE_INFORMATION) == 0x40, "_OBJECT_CREATE_INFORMATION");
+_Static_assert(__builtin_offsetof(struct _OBJECT_CREATE_INFORMATION, Attributes) == 0x0, "_OBJECT_CREATE_INFORMATION.Attributes");
+_Static_assert(__builtin_offsetof(struct _OBJECT_CREATE_INFORMATION, RootDirectory) == 0x8, "_OBJECT_CREATE_INFORMATION.RootDirectory");
+_Static_assert(__builtin_offsetof(struct _OBJECT_CREATE_INFORMATION, ProbeMode) == 0x10, "_OBJECT_CREATE_INFORMATION.ProbeMode");
+_Static_assert(sizeof(struct _POOL_HEADER) == 0x10, "_POOL_HEADER");
+_Static_assert(sizeof(struct _POOL_TRACKER_BIG_PAGES) == 0x18, "_POOL_TRACKER_BIG_PAGES");
+_Static_assert(sizeof(struct _MMPTE_HARDWARE) == 0x8, "_MMPTE_HARDWARE");
+_Static_assert(sizeof(struct _MMPTE_PROTOTYPE) == 0x8, "_MMPTE_PROTOTYPE");
+_Static_assert(sizeof(struct _MMPTE_SOFTWARE) == 0x8, "_MMPTE_SOFTWARE");
+_Static_assert(sizeof(struct _MMPTE_TIMESTAMP) == 0x8, "_MMPTE_TIMESTAMP");
+_Static_assert(sizeof(struct _MMPTE_TRANSITION) == 0x8, "_MMPTE_TRANSITION");
+_Static_assert(sizeof(struct _MMPTE_SUBSECTION) == 0x8, "_MMPTE_SUBSECTION");
+_Static_assert(sizeof(struct _MMPTE_LIST) == 0x8, "_MMPTE_LIST");
+_Static_assert(sizeof(struct _MMPTE) == 0x8, "_MMPTE");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.Long) == 0x0, "_MMPTE.u.Long");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.VolatileLong) == 0x0, "_MMPTE.u.VolatileLong");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.Hard) == 0x0, "_MMPTE.u.Hard");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.Proto) == 0x0, "_MMPTE.u.Proto");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.Soft) == 0x0, "_MMPTE.u.Soft");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.TimeStamp) == 0x0, "_MMPTE.u.TimeStamp");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.Trans) == 0x0, "_MMPTE.u.Trans");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.Subsect) == 0x0, "_MMPTE.u.Subsect");
+_Static_assert(__builtin_offsetof(struct _MMPTE, u.List) == 0x0, "_MMPTE.u.List");
+_Static_assert(sizeof(struct _MI_ACTIVE_PFN) == 0x8, "_MI_ACTIVE_PFN");
+_Static_assert(sizeof(struct _MIPFNBLINK) == 0x8, "_MIPFNBLINK");
+_Static_assert(sizeof(struct _MMPFNENTRY1) == 0x1, "_MMPFNENTRY1");
+_Static_assert(sizeof(struct _MMPFNENTRY3) == 0x1, "_MMPFNENTRY3");
+_Static_assert(sizeof(struct _MMPFN) == 0x30, "_MMPFN");
+_Static_assert(__builtin_offsetof(struct _MMPFN, ListEntry) == 0x0, "_MMPFN.ListEntry");
+_Static_assert(__builtin_offsetof(struct _MMPFN, TreeNode) == 0x0, "_MMPFN.TreeNode");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u1) == 0x0, "_MMPFN.u1");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u2) == 0x18, "_MMPFN.u2");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u3) == 0x20, "_MMPFN.u3");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u4) == 0x28, "_MMPFN.u4");
+_Static_assert(__builtin_offsetof(struct _MMPFN, PteAddress) == 0x8, "_MMPFN.PteAddress");
+_Static_assert(__builtin_offsetof(struct _MMPFN, PteLong) == 0x8, "_MMPFN.PteLong");
+_Static_assert(__builtin_offsetof(struct _MMPFN, OriginalPte) == 0x10, "_MMPFN.OriginalPte");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u1.Active) == 0x0, "_MMPFN.u1.Active");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u1.Next) == 0x0, "_MMPFN.u1.Next");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u3.ReferenceCount) == 0x20, "_MMPFN.u3.ReferenceCount");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u3.e1) == 0x22, "_MMPFN.u3.e1");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u3.e2.ReferenceCount) == 0x20, "_MMPFN.u3.e2.ReferenceCount");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u3.e3) == 0x23, "_MMPFN.u3.e3");
+_Static_assert(__builtin_offsetof(struct _MMPFN, u4.EntireField) == 0x28, "_MMPFN.u4.EntireField");
+_Static_assert(__builtin_offsetof(struct _MMPFN, ViewCount) == 0x27, "_MMPFN.ViewCount");
+_Static_assert(sizeof(struct _MMPFNLIST) == 0x28, "_MMPFNLIST");
+_Static_assert(__builtin_offsetof(struct _MMPFNLIST, Total) == 0x0, "_MMPFNLIST.Total");
+_Static_assert(__builtin_offsetof(struct _MMPFNLIST, ListName) == 0x8, "_MMPFNLIST.ListName");
+_Static_assert(__builtin_offsetof(struct _MMPFNLIST, Flink) == 0x10, "_MMPFNLIST.Flink");
+_Static_assert(__builtin_offsetof(struct _MMPFNLIST, Blink) == 0x18, "_MMPFNLIST.Blink");
+_Static_assert(__builtin_offsetof(struct _MMPFNLIST, Lock) == 0x20, "_MMPFNLIST.Lock");
+_Static_assert(sizeof(struct _PHYSICAL_MEMORY_RUN) == 0x10, "_PHYSICAL_MEMORY_RUN");
+_Static_assert(sizeof(struct _PHYSICAL_MEMORY_DESCRIPTOR) == 0x20, "_PHYSICAL_MEMORY_DESCRIPTOR");
+_Static_assert(sizeof(struct _MMVAD_FLAGS) == 0x4, "_MMVAD_FLAGS");
+_Static_assert(sizeof(struct _MM_GRAPHICS_VAD_FLAGS) == 0x4, "_MM_GRAPHICS_VAD_FLAGS");
+_Static_assert(sizeof(struct _MM_PRIVATE_VAD_FLAGS) == 0x4, "_MM_PRIVATE_VAD_FLAGS");
+_Static_assert(sizeof(struct _MM_SHARED_VAD_FLAGS) == 0x4, "_MM_SHARED_VAD_FLAGS");
+_Static_assert(sizeof(struct _MMVAD_FLAGS1) == 0x4, "_MMVAD_FLAGS1");
+_Static_assert(sizeof(struct _MMVAD_SHORT) == 0x40, "_MMVAD_SHORT");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, VadNode) == 0x0, "_MMVAD_SHORT.VadNode");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, NextVad) == 0x0, "_MMVAD_SHORT.NextVad");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, ExtraCreateInfo) == 0x8, "_MMVAD_SHORT.ExtraCreateInfo");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, StartingVpn) == 0x18, "_MMVAD_SHORT.StartingVpn");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, EndingVpn) == 0x1c, "_MMVAD_SHORT.EndingVpn");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, StartingVpnHigh) == 0x20, "_MMVAD_SHORT.StartingVpnHigh");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, EndingVpnHigh) == 0x21, "_MMVAD_SHORT.EndingVpnHigh");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, CommitChargeHigh) == 0x22, "_MMVAD_SHORT.CommitChargeHigh");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, SpareNT64VadUChar) == 0x23, "_MMVAD_SHORT.SpareNT64VadUChar");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, ReferenceCount) == 0x24, "_MMVAD_SHORT.ReferenceCount");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, PushLock) == 0x28, "_MMVAD_SHORT.PushLock");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, u.LongFlags) == 0x30, "_MMVAD_SHORT.u.LongFlags");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, u.VadFlags) == 0x30, "_MMVAD_SHORT.u.VadFlags");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, u1.LongFlags1) == 0x34, "_MMVAD_SHORT.u1.LongFlags1");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, u1.VadFlags1) == 0x34, "_MMVAD_SHORT.u1.VadFlags1");
+_Static_assert(__builtin_offsetof(struct _MMVAD_SHORT, EventList) == 0x38, "_MMVAD_SHORT.EventList");
+_Static_assert(sizeof(struct _MMVAD_FLAGS2) == 0x4, "_MMVAD_FLAGS2");
+_Static_assert(sizeof(struct _MI_VAD_SEQUENTIAL_INFO) == 0x8, "_MI_VAD_SEQUENTIAL_INFO");
+_Static_assert(sizeof(struct _MMVAD) == 0x88, "_MMVAD");
+_Static_assert(__builtin_offsetof(struct _MMVAD, Core) == 0x0, "_MMVAD.Core");
+_Static_assert(__builtin_offsetof(struct _MMVAD, u2.LongFlags2) == 0x40, "_MMVAD.u2.LongFlags2");
+_Static_assert(__builtin_offsetof(struct _MMVAD, u2.VadFlags2) == 0x40, "_MMVAD.u2.VadFlags2");
+_Static_assert(__builtin_offsetof(struct _MMVAD, Subsection) == 0x48, "_MMVAD.Subsection");
+_Static_assert(__builtin_offsetof(struct _MMVAD, FirstPrototypePte) == 0x50, "_MMVAD.FirstPrototypePte");
+_Static_assert(__builtin_offsetof(struct _MMVAD, LastContiguousPte) == 0x58, "_MMVAD.LastContiguousPte");
+_Static_assert(__builtin_offsetof(struct _MMVAD, ViewLinks) == 0x60, "_MMVAD.ViewLinks");
+_Static_assert(__builtin_offsetof(struct _MMVAD, VadsProcess) == 0x70, "_MMVAD.VadsProcess");
+_Static_assert(__builtin_offsetof(struct _MMVAD, u4) == 0x78, "_MMVAD.u4");
+_Static_assert(__builtin_offsetof(struct _MMVAD, FileObject) == 0x80, "_MMVAD.FileObject");
+_Static_assert(sizeof(struct _MMSECTION_FLAGS) == 0x4, "_MMSECTION_FLAGS");
+_Static_assert(sizeof(struct _SECTION) == 0x40, "_SECTION");
+_Static_assert(sizeof(struct _SEGMENT_FLAGS) == 0x4, "_SEGMENT_FLAGS");
+_Static_assert(sizeof(struct _SEGMENT) == 0x48, "_SEGMENT");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, ControlArea) == 0x0, "_SEGMENT.ControlArea");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, TotalNumberOfPtes) == 0x8, "_SEGMENT.TotalNumberOfPtes");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, SegmentFlags) == 0xc, "_SEGMENT.SegmentFlags");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, NumberOfCommittedPages) == 0x10, "_SEGMENT.NumberOfCommittedPages");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, SizeOfSegment) == 0x18, "_SEGMENT.SizeOfSegment");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, BasedAddress) == 0x20, "_SEGMENT.BasedAddress");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, ExtendInfo) == 0x20, "_SEGMENT.ExtendInfo");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, SegmentLock) == 0x28, "_SEGMENT.SegmentLock");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, u1.CreatingProcessId) == 0x30, "_SEGMENT.u1.CreatingProcessId");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, u1.ImageCommitment) == 0x30, "_SEGMENT.u1.ImageCommitment");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, u2.ImageInformation) == 0x38, "_SEGMENT.u2.ImageInformation");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, u2.FirstMappedVa) == 0x38, "_SEGMENT.u2.FirstMappedVa");
+_Static_assert(__builtin_offsetof(struct _SEGMENT, PrototypePte) == 0x40, "_SEGMENT.PrototypePte");
+_Static_assert(sizeof(struct _MMSECTION_FLAGS2) == 0x4, "_MMSECTION_FLAGS2");
+_Static_assert(sizeof(struct _CONTROL_AREA) == 0x80, "_CONTROL_AREA");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, Segment) == 0x0, "_CONTROL_AREA.Segment");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, ListHead) == 0x8, "_CONTROL_AREA.ListHead");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, NumberOfSectionReferences) == 0x18, "_CONTROL_AREA.NumberOfSectionReferences");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, NumberOfPfnReferences) == 0x20, "_CONTROL_AREA.NumberOfPfnReferences");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, NumberOfMappedViews) == 0x28, "_CONTROL_AREA.NumberOfMappedViews");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, NumberOfUserReferences) == 0x30, "_CONTROL_AREA.NumberOfUserReferences");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u.LongFlags) == 0x38, "_CONTROL_AREA.u.LongFlags");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u.Flags) == 0x38, "_CONTROL_AREA.u.Flags");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u1) == 0x3c, "_CONTROL_AREA.u1");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, FilePointer) == 0x40, "_CONTROL_AREA.FilePointer");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, ControlAreaLock) == 0x48, "_CONTROL_AREA.ControlAreaLock");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, ModifiedWriteCount) == 0x4c, "_CONTROL_AREA.ModifiedWriteCount");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, WaitList) == 0x50, "_CONTROL_AREA.WaitList");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u2.e2.NumberOfSubsections) == 0x60, "_CONTROL_AREA.u2.e2.NumberOfSubsections");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u2.e2.WritableUserReferences) == 0x5c, "_CONTROL_AREA.u2.e2.WritableUserReferences");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u2.e2.NumberOfSystemCacheViews) == 0x58, "_CONTROL_AREA.u2.e2.NumberOfSystemCacheViews");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u2.e2.ImageRelocationStartBit) == 0x58, "_CONTROL_AREA.u2.e2.ImageRelocationStartBit");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, u2.e2.FlushInProgressCount) == 0x60, "_CONTROL_AREA.u2.e2.FlushInProgressCount");
+_Static_assert(__builtin_offsetof(struct _CONTROL_AREA, LockedPages) == 0x70, "_CONTROL_AREA.LockedPages");
+_Static_assert(sizeof(struct _MMSUBSECTION_FLAGS) == 0x4, "_MMSUBSECTION_FLAGS");
+_Static_assert(sizeof(struct _MI_SUBSECTION_ENTRY1) == 0x4, "_MI_SUBSECTION_ENTRY1");
+_Static_assert(sizeof(struct _SUBSECTION) == 0x38, "_SUBSECTION");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, ControlArea) == 0x0, "_SUBSECTION.ControlArea");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, SubsectionBase) == 0x8, "_SUBSECTION.SubsectionBase");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, NextSubsection) == 0x10, "_SUBSECTION.NextSubsection");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, PtesInSubsection) == 0x2c, "_SUBSECTION.PtesInSubsection");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, u.LongFlags) == 0x20, "_SUBSECTION.u.LongFlags");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, u.SubsectionFlags) == 0x20, "_SUBSECTION.u.SubsectionFlags");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, StartingSector) == 0x24, "_SUBSECTION.StartingSector");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, NumberOfFullSectors) == 0x28, "_SUBSECTION.NumberOfFullSectors");
+_Static_assert(__builtin_offsetof(struct _SUBSECTION, u1) == 0x30, "_SUBSECTION.u1");
+_Static_assert(sizeof(struct _MSUBSECTION) == 0x90, "_MSUBSECTION");
+_Static_assert(__builtin_offsetof(struct _MSUBSECTION, Core) == 0x0, "_MSUBSECTION.Core");
+_Static_assert(__builtin_offsetof(struct _MSUBSECTION, SubsectionNode) == 0x38, "_MSUBSECTION.SubsectionNode");
+_Static_assert(sizeof(struct _MMEXTEND_INFO) == 0x10, "_MMEXTEND_INFO");
+_Static_assert(sizeof(struct _MAPPED_FILE_SEGMENT) == 0x30, "_MAPPED_FILE_SEGMENT");
+_Static_assert(sizeof(struct _SECTION_IMAGE_INFORMATION) == 0x40, "_SECTION_IMAGE_INFORMATION");
+_Static_assert(sizeof(struct _MI_EXTRA_IMAGE_INFORMATION) == 0x10, "_MI_EXTRA_IMAGE_INFORMATION");
+_Static_assert(sizeof(struct _MI_SECTION_IMAGE_INFORMATION) == 0x50, "_MI_SECTION_IMAGE_INFORMATION");
+_Static_assert(__builtin_offsetof(struct _MI_SECTION_IMAGE_INFORMATION, ExportedImageInformation) == 0x0, "_MI_SECTION_IMAGE_INFORMATION.ExportedImageInformation");
+_Static_assert(__builtin_offsetof(struct _MI_SECTION_IMAGE_INFORMATION, InternalImageInformation) == 0x40, "_MI_SECTION_IMAGE_INFORMATION.InternalImageInformation");
+_Static_assert(__builtin_offsetof(struct _MMSUPPORT_FULL, Instance) == 0x0, "_MMSUPPORT_FULL.Instance");
+_Static_assert(__builtin_offsetof(struct _MMSUPPORT_FULL, Shared) == 0xc0, "_MMSUPPORT_FULL.Shared");
+_Static_assert(sizeof(struct _MMPAGING_FILE) == 0x120, "_MMPAGING_FILE");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, Size) == 0x0, "_MMPAGING_FILE.Size");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, MaximumSize) == 0x8, "_MMPAGING_FILE.MaximumSize");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, MinimumSize) == 0x10, "_MMPAGING_FILE.MinimumSize");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, FreeSpace) == 0x18, "_MMPAGING_FILE.FreeSpace");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, PeakUsage) == 0x20, "_MMPAGING_FILE.PeakUsage");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, HighestPage) == 0x28, "_MMPAGING_FILE.HighestPage");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, FreeReservationSpace) == 0x30, "_MMPAGING_FILE.FreeReservationSpace");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, File) == 0x38, "_MMPAGING_FILE.File");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, Entry) == 0x40, "_MMPAGING_FILE.Entry");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, PageFileName) == 0x60, "_MMPAGING_FILE.PageFileName");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, Bitmaps) == 0x70, "_MMPAGING_FILE.Bitmaps");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, AllocationBitmapHint) == 0x78, "_MMPAGING_FILE.AllocationBitmapHint");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, LargestAllocationCluster) == 0x7c, "_MMPAGING_FILE.LargestAllocationCluster");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, ToBeEvictedCount) == 0xc8, "_MMPAGING_FILE.ToBeEvictedCount");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, FileHandle) == 0xe0, "_MMPAGING_FILE.FileHandle");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, SpinLock) == 0xe8, "_MMPAGING_FILE.SpinLock");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, PageHash) == 0xd8, "_MMPAGING_FILE.PageHash");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, FlowThroughReadRoot) == 0xf0, "_MMPAGING_FILE.FlowThroughReadRoot");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, Partition) == 0xf8, "_MMPAGING_FILE.Partition");
+_Static_assert(__builtin_offsetof(struct _MMPAGING_FILE, FileObjectNode) == 0x100, "_MMPAGING_FILE.FileObjectNode");
+_Static_assert(sizeof(struct _MI_PAGING_FILE_SPACE_BITMAPS) == 0x28, "_MI_PAGING_FILE_SPACE_BITMAPS");
+_Static_assert(sizeof(struct _MI_HARDWARE_STATE) == 0x1c0, "_MI_HARDWARE_STATE");
+_Static_assert(sizeof(struct _MI_SYSTEM_VA_STATE) == 0x4c0, "_MI_SYSTEM_VA_STATE");
+_Static_assert(sizeof(struct _MI_PARTITION_STATE) == 0xc0, "_MI_PARTITION_STATE");
+_Static_assert(sizeof(struct _MM_PAGED_POOL_INFO) == 0x18, "_MM_PAGED_POOL_INFO");
+_Static_assert(sizeof(struct _MI_SYSTEM_PTE_TYPE) == 0x60, "_MI_SYSTEM_PTE_TYPE");
+_Static_assert(sizeof(struct _MI_SYSTEM_VA_ASSIGNMENT) == 0x10, "_MI_SYSTEM_VA_ASSIGNMENT");
+_Static_assert(sizeof(struct _MI_VISIBLE_STATE) == 0xcc0, "_MI_VISIBLE_STATE");
+_Static_assert(sizeof(struct _MI_SYSTEM_INFORMATION) == 0x32c0, "_MI_SYSTEM_INFORMATION");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Hardware) == 0x15c0, "_MI_SYSTEM_INFORMATION.Hardware");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Vs) == 0x2600, "_MI_SYSTEM_INFORMATION.Vs");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, SystemVa) == 0x1780, "_MI_SYSTEM_INFORMATION.SystemVa");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Partitions) == 0x1d00, "_MI_SYSTEM_INFORMATION.Partitions");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Hardware.InvalidPteMask) == 0x1680, "_MI_SYSTEM_INFORMATION.Hardware.InvalidPteMask");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Hardware.PhysicalAddressBits) == 0x1620, "_MI_SYSTEM_INFORMATION.Hardware.PhysicalAddressBits");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Vs.SystemVaType) == 0x30c8, "_MI_SYSTEM_INFORMATION.Vs.SystemVaType");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, InvalidPteMask) == 0xc0, "_MI_HARDWARE_STATE.InvalidPteMask");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, PhysicalAddressBits) == 0x60, "_MI_HARDWARE_STATE.PhysicalAddressBits");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, TotalPagesAllowed) == 0x70, "_MI_HARDWARE_STATE.TotalPagesAllowed");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, FirstLevelCacheSize) == 0x5c, "_MI_HARDWARE_STATE.FirstLevelCacheSize");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, SecondLevelCacheSize) == 0x58, "_MI_HARDWARE_STATE.SecondLevelCacheSize");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, SecondaryColorMask) == 0x78, "_MI_HARDWARE_STATE.SecondaryColorMask");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, SecondaryColors) == 0x7c, "_MI_HARDWARE_STATE.SecondaryColors");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, FlushTbThreshold) == 0x110, "_MI_HARDWARE_STATE.FlushTbThreshold");
+_Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, LargePageColors) == 0x100, "_MI_HARDWARE_STATE.LargePageColors");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_VA_STATE, HalPrivateVaStart) == 0x208, "_MI_SYSTEM_VA_STATE.HalPrivateVaStart");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_VA_STATE, SystemCacheViewLock) == 0x348, "_MI_SYSTEM_VA_STATE.SystemCacheViewLock");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, SessionWsList) == 0x0, "_MI_VISIBLE_STATE.SessionWsList");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, SessionIdBitmap) == 0x10, "_MI_VISIBLE_STATE.SessionIdBitmap");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, PagedPoolInfo) == 0x18, "_MI_VISIBLE_STATE.PagedPoolInfo");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, MaximumNonPagedPoolInPages) == 0x30, "_MI_VISIBLE_STATE.MaximumNonPagedPoolInPages");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, SizeOfPagedPoolInPages) == 0x38, "_MI_VISIBLE_STATE.SizeOfPagedPoolInPages");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, SystemPteInfo) == 0x40, "_MI_VISIBLE_STATE.SystemPteInfo");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, NonPagedPoolCommit) == 0xa0, "_MI_VISIBLE_STATE.NonPagedPoolCommit");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, BootCommit) == 0xb0, "_MI_VISIBLE_STATE.BootCommit");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, MdlPagesAllocated) == 0xb8, "_MI_VISIBLE_STATE.MdlPagesAllocated");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, SystemPageTableCommit) == 0xc0, "_MI_VISIBLE_STATE.SystemPageTableCommit");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, ProcessCommit) == 0xc8, "_MI_VISIBLE_STATE.ProcessCommit");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, SystemVaRegions) == 0xbc8, "_MI_VISIBLE_STATE.SystemVaRegions");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_STATE, SystemVaType) == 0xac8, "_MI_VISIBLE_STATE.SystemVaType");
+_Static_assert(sizeof(struct _MI_PARTITION_CORE) == 0x1b8, "_MI_PARTITION_CORE");
+_Static_assert(sizeof(struct _MI_PARTITION_MODWRITES) == 0x2c0, "_MI_PARTITION_MODWRITES");
+_Static_assert(sizeof(struct _MI_PARTITION_STORES) == 0x90, "_MI_PARTITION_STORES");
+_Static_assert(sizeof(struct _MI_PARTITION_SEGMENTS) == 0x340, "_MI_PARTITION_SEGMENTS");
+_Static_assert(sizeof(struct _MI_PARTITION_PAGE_LISTS) == 0xfc0, "_MI_PARTITION_PAGE_LISTS");
+_Static_assert(sizeof(struct _MI_PARTITION_COMMIT) == 0x40, "_MI_PARTITION_COMMIT");
+_Static_assert(sizeof(struct _MI_PARTITION_ZEROING) == 0xb0, "_MI_PARTITION_ZEROING");
+_Static_assert(sizeof(struct _MI_PAGE_COMBINING_SUPPORT) == 0x190, "_MI_PAGE_COMBINING_SUPPORT");
+_Static_assert(sizeof(struct _MMWORKING_SET_EXPANSION_HEAD) == 0x10, "_MMWORKING_SET_EXPANSION_HEAD");
+_Static_assert(sizeof(struct _MMWSL_INSTANCE) == 0x28, "_MMWSL_INSTANCE");
+_Static_assert(sizeof(struct _MI_VISIBLE_PARTITION) == 0x1200, "_MI_VISIBLE_PARTITION");
+_Static_assert(sizeof(struct _MI_PARTITION) == 0x2d00, "_MI_PARTITION");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, Core) == 0x0, "_MI_PARTITION.Core");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, Modwriter) == 0x1b8, "_MI_PARTITION.Modwriter");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, Store) == 0x480, "_MI_PARTITION.Store");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, Segments) == 0x540, "_MI_PARTITION.Segments");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, PageLists) == 0x880, "_MI_PARTITION.PageLists");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, Commit) == 0x1840, "_MI_PARTITION.Commit");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, Zeroing) == 0x1880, "_MI_PARTITION.Zeroing");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, PageCombine) == 0x1930, "_MI_PARTITION.PageCombine");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, WorkingSetControl) == 0x1ac0, "_MI_PARTITION.WorkingSetControl");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, WorkingSetExpansionHead) == 0x1ac8, "_MI_PARTITION.WorkingSetExpansionHead");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION, Vp) == 0x1b00, "_MI_PARTITION.Vp");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, LowestPhysicalPage) == 0x0, "_MI_VISIBLE_PARTITION.LowestPhysicalPage");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, HighestPhysicalPage) == 0x8, "_MI_VISIBLE_PARTITION.HighestPhysicalPage");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, NumberOfPhysicalPages) == 0x10, "_MI_VISIBLE_PARTITION.NumberOfPhysicalPages");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, NumberOfPagingFiles) == 0x18, "_MI_VISIBLE_PARTITION.NumberOfPagingFiles");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, PagingFile) == 0x20, "_MI_VISIBLE_PARTITION.PagingFile");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, AvailablePages) == 0xc0, "_MI_VISIBLE_PARTITION.AvailablePages");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ResidentAvailablePages) == 0x100, "_MI_VISIBLE_PARTITION.ResidentAvailablePages");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, PartitionWs) == 0x140, "_MI_VISIBLE_PARTITION.PartitionWs");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, PartitionWorkingSetLists) == 0x200, "_MI_VISIBLE_PARTITION.PartitionWorkingSetLists");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, TotalCommittedPages) == 0x228, "_MI_VISIBLE_PARTITION.TotalCommittedPages");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, TotalCommitLimit) == 0x2a8, "_MI_VISIBLE_PARTITION.TotalCommitLimit");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ModifiedPageListHead) == 0x240, "_MI_VISIBLE_PARTITION.ModifiedPageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ModifiedNoWritePageListHead) == 0x280, "_MI_VISIBLE_PARTITION.ModifiedNoWritePageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, TotalPagesForPagingFile) == 0x2b0, "_MI_VISIBLE_PARTITION.TotalPagesForPagingFile");
+_Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ProcessLockedFilePages) == 0x2c0, "_MI_VISIBLE_PARTITION.ProcessLockedFilePages");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, PartitionId) == 0x0, "_MI_PARTITION_CORE.PartitionId");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, MemoryRuns) == 0x60, "_MI_PARTITION_CORE.MemoryRuns");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, PageRoot) == 0x18, "_MI_PARTITION_CORE.PageRoot");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, MemoryBlockReferences) == 0x28, "_MI_PARTITION_CORE.MemoryBlockReferences");
+_Static_assert(sizeof(struct _INVERTED_FUNCTION_TABLE_ENTRY) == 0x18, "_INVERTED_FUNCTION_TABLE_ENTRY");
+_Static_assert(sizeof(struct _INVERTED_FUNCTION_TABLE) == 0x1810, "_INVERTED_FUNCTION_TABLE");
+_Static_assert(sizeof(struct _FILE_OBJECT) == 0xd8, "_FILE_OBJECT");
+_Static_assert(sizeof(struct _WAIT_CONTEXT_BLOCK) == 0x48, "_WAIT_CONTEXT_BLOCK");
+_Static_assert(sizeof(struct _DEVICE_OBJECT) == 0x150, "_DEVICE_OBJECT");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Type) == 0x0, "_DEVICE_OBJECT.Type");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Size) == 0x2, "_DEVICE_OBJECT.Size");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, ReferenceCount) == 0x4, "_DEVICE_OBJECT.ReferenceCount");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, DriverObject) == 0x8, "_DEVICE_OBJECT.DriverObject");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, NextDevice) == 0x10, "_DEVICE_OBJECT.NextDevice");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, AttachedDevice) == 0x18, "_DEVICE_OBJECT.AttachedDevice");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, CurrentIrp) == 0x20, "_DEVICE_OBJECT.CurrentIrp");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Timer) == 0x28, "_DEVICE_OBJECT.Timer");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Flags) == 0x30, "_DEVICE_OBJECT.Flags");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Characteristics) == 0x34, "_DEVICE_OBJECT.Characteristics");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Vpb) == 0x38, "_DEVICE_OBJECT.Vpb");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, DeviceExtension) == 0x40, "_DEVICE_OBJECT.DeviceExtension");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, DeviceType) == 0x48, "_DEVICE_OBJECT.DeviceType");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, StackSize) == 0x4c, "_DEVICE_OBJECT.StackSize");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Queue) == 0x50, "_DEVICE_OBJECT.Queue");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, AlignmentRequirement) == 0x98, "_DEVICE_OBJECT.AlignmentRequirement");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, SectorSize) == 0x130, "_DEVICE_OBJECT.SectorSize");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, Spare1) == 0x132, "_DEVICE_OBJECT.Spare1");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, DeviceObjectExtension) == 0x138, "_DEVICE_OBJECT.DeviceObjectExtension");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, DeviceLock) == 0x118, "_DEVICE_OBJECT.DeviceLock");
+_Static_assert(__builtin_offsetof(struct _DEVICE_OBJECT, SecurityDescriptor) == 0x110, "_DEVICE_OBJECT.SecurityDescriptor");
+_Static_assert(sizeof(struct _DEVOBJ_EXTENSION) == 0x70, "_DEVOBJ_EXTENSION");
+_Static_assert(__builtin_offsetof(struct _DEVOBJ_EXTENSION, Type) == 0x0, "_DEVOBJ_EXTENSION.Type");
+_Static_assert(__builtin_offsetof(struct _DEVOBJ_EXTENSION, Size) == 0x2, "_DEVOBJ_EXTENSION.Size");
+_Static_assert(__builtin_offsetof(struct _DEVOBJ_EXTENSION, DeviceObject) == 0x8, "_DEVOBJ_EXTENSION.DeviceObject");
+_Static_assert(sizeof(struct _DRIVER_OBJECT) == 0x150, "_DRIVER_OBJECT");
+_Static_assert(sizeof(struct _DRIVER_EXTENSION) == 0x50, "_DRIVER_EXTENSION");
+_Static_assert(__builtin_offsetof(struct _DRIVER_EXTENSION, DriverObject) == 0x0, "_DRIVER_EXTENSION.DriverObject");
+_Static_assert(__builtin_offsetof(struct _DRIVER_EXTENSION, AddDevice) == 0x8, "_DRIVER_EXTENSION.AddDevice");
+_Static_assert(__builtin_offsetof(struct _DRIVER_EXTENSION, Count) == 0x10, "_DRIVER_EXTENSION.Count");
+_Static_assert(__builtin_offsetof(struct _DRIVER_EXTENSION, ServiceKeyName) == 0x18, "_DRIVER_EXTENSION.ServiceKeyName");
+_Static_assert(sizeof(struct _VPB) == 0x60, "_VPB");
+_Static_assert(sizeof(struct _SECTION_OBJECT_POINTERS) == 0x18, "_SECTION_OBJECT_POINTERS");
+_Static_assert(sizeof(struct _MDL) == 0x30, "_MDL");
+_Static_assert(sizeof(struct _IO_STATUS_BLOCK) == 0x10, "_IO_STATUS_BLOCK");
+_Static_assert(sizeof(struct _IO_COMPLETION_CONTEXT) == 0x18, "_IO_COMPLETION_CONTEXT");
+_Static_assert(sizeof(struct _OWNER_ENTRY) == 0x10, "_OWNER_ENTRY");
+_Static_assert(sizeof(struct _DBGKD_GET_VERSION64) == 0x28, "_DBGKD_GET_VERSION64");
+
+#endif
+#endif
