@@ -1,0 +1,245 @@
+"""A Windows guest: its kernel, its types and symbols, its memory, and the lists that the kernel keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+from coldframe.capabilities import ReadsMemory
+from coldframe.errors import (
+    CapabilityError,
+    ColdframeError,
+    NotFoundError,
+    SymbolFileNotFoundError,
+)
+from coldframe.memory import PhysicalMemory
+from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver
+from coldframe.symbols.model import PdbIdentity, SymbolFile
+from coldframe.windows import startup
+from coldframe.windows.kernel import FindsSymbols, KernelLocation, Registers, find_kernel
+from coldframe.windows.module import KERNEL_NAME, Module, holding, loaded, named, read_codeview
+from coldframe.windows.process import Process, Thread
+from coldframe.windows.typed import Struct, TypedMemory
+
+_Kept = TypeVar("_Kept")
+_MOST_PROCESSES = 1 << 17
+
+
+class Guest:
+    """The Windows system in a target: open it with `Guest.open`.
+
+    Nothing the guest may change is kept beyond a pause: whoever lets the guest run calls `new_pause` afterwards.
+    A context manager; leaving it closes what was opened with it.
+    """
+
+    def __init__(
+        self,
+        physical: PhysicalMemory,
+        store: FindsSymbols,
+        location: KernelLocation,
+        symbol_file: SymbolFile,
+        registers: Sequence[Registers] = (),
+    ) -> None:
+        self.physical = physical
+        self.store = store
+        self.location = location
+        self.types = symbol_file.types
+        self.symbols = symbol_file.symbols
+        self.warnings: list[str] = []
+        self._registers = tuple(registers)
+        self._kept: dict[Hashable, object] = {}
+        self._identities: dict[Hashable, PdbIdentity | None] = {}
+        self._symbol_files: dict[PdbIdentity, SymbolFile | SymbolFileNotFoundError] = {location.identity: symbol_file}
+        start = startup.read(physical, location, symbol_file)
+        self.warnings += start.warnings
+        self.dtb = start.dtb
+        self.invalid_pte_mask = start.invalid_pte_mask
+        self.layout = PteLayout.from_types(self.types)
+        self.resolver = Resolver(
+            physical,
+            FORMATS[f"{location.levels}-level"],
+            self.layout,
+            kernel_dtb=self.dtb,
+            invalid_pte_mask=self.invalid_pte_mask,
+        )
+        self.memory = AddressSpace(self.resolver, self.dtb)
+        self.typed = TypedMemory(self.memory, self.types)
+        self.kernel = Module(
+            self, self.memory, KERNEL_NAME, location.base, location.size, path="", is_kernel=True, source=location.how
+        )
+
+    @classmethod
+    def open(cls, physical: PhysicalMemory, store: FindsSymbols, registers: Sequence[Registers] = ()) -> Self:
+        """Find the kernel in `physical`, load its symbols and read what translation needs.
+
+        `registers` are what is known of the vCPUs, see `find_kernel`. Raises `NoKernelError`,
+        `SymbolFileNotFoundError`, `TypeNotFoundError` when the symbol file lacks the kernel's types.
+        """
+        location = find_kernel(physical, store, registers)
+        return cls(physical, store, location, store.find(location.identity), registers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened with the guest; the guest cannot be used afterwards."""
+        self._kept.clear()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.location.identity} at {self.location.base:#x}>"
+
+    # What is kept, and for how long
+
+    def once(self, key: Hashable, compute: Callable[[], _Kept]) -> _Kept:
+        """What `compute` returns, computed once in this pause of the guest."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return cast(_Kept, self._kept[key])
+
+    def new_pause(self) -> None:
+        """Forget everything read from the guest: it has run."""
+        self._kept.clear()
+        self.resolver.drop_caches()
+
+    def warn(self, text: str) -> None:
+        """Note something that was found damaged or not in RAM and was left out."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    # Types and symbols
+
+    def struct(self, name: str, address: int, memory: ReadsMemory | None = None) -> Struct:
+        """The kernel's structure `name` at `address`, in kernel memory or in `memory`."""
+        typed = self.typed if memory is None else self.typed.over(memory)
+        return typed.struct(name, address)
+
+    def list_entries(self, head: int | Struct, name: str, link: str) -> Iterator[Struct]:
+        """Each `name` on the list headed at `head`, linked through its field `link`; bounded, see `Struct.entries`."""
+        address = head.address if isinstance(head, Struct) else head
+        return self.struct("_LIST_ENTRY", address).entries(name, link)
+
+    def symbol_file(self, identity: PdbIdentity) -> SymbolFile:
+        """The symbols of `identity` from the store; raises `SymbolFileNotFoundError`, looked for only once."""
+        found = self._symbol_files.get(identity)
+        if found is None:
+            try:
+                found = self.store.find(identity)
+            except SymbolFileNotFoundError as error:
+                found = error
+            self._symbol_files[identity] = found
+        if isinstance(found, SymbolFileNotFoundError):
+            raise found
+        return found
+
+    def identity_of(self, module: Module) -> PdbIdentity | None:
+        """What `module`'s CodeView record names, kept as long as the image's headers are the same."""
+        key = (module.path.lower(), module.size, module.timestamp)
+        if module.path and module.timestamp:
+            if self._identities.get(key) is None:
+                self._identities[key] = read_codeview(module)
+            return self._identities[key]
+        return self.once(("identity", module.memory.dtb, module.base), lambda: read_codeview(module))
+
+    def symbol(self, name: str, process: Process | None = None) -> int:
+        """The address of `module!symbol`, or of a kernel symbol; user modules need `process`.
+
+        Raises `NotFoundError` or `SymbolNotFoundError` with near names, `SymbolFileNotFoundError`.
+        """
+        module, bang, symbol = name.partition("!")
+        if not bang:
+            return self.kernel.symbol(name)
+        return (self.module(module) if process is None else process.module(module)).symbol(symbol)
+
+    def variable(self, name: str) -> int | None:
+        """The address of the kernel's variable `name`, or None where this build has no such symbol."""
+        rva = self.symbols.get(name)
+        return None if rva is None else self.location.base + rva
+
+    def symbolize(self, address: int, process: Process | None = None) -> str:
+        """`nt!NtWriteFile+0x10`; `module+0x123` without symbols; the bare address outside every module."""
+        module = self.module_at(address) if process is None else process.module_at(address)
+        if module is None:
+            return f"{address:#x}"
+        try:
+            nearest = module.symbols.symbols.nearest(address - module.base)
+        except ColdframeError:
+            nearest = None
+        if nearest is None:
+            return f"{module.stem}+{address - module.base:#x}"
+        name, above = nearest
+        return f"{module.stem}!{name}+{above:#x}" if above else f"{module.stem}!{name}"
+
+    # What the kernel lists
+
+    @property
+    def processes(self) -> Sequence[Process]:
+        """All processes on PsActiveProcessHead, in its order, System first."""
+        return self.once("processes", lambda: tuple(self._processes()))
+
+    def _processes(self) -> Iterator[Process]:
+        head = self.kernel.symbol("PsActiveProcessHead")
+        entries = self.list_entries(head, "_EPROCESS", "ActiveProcessLinks")
+        for eprocess, _ in zip(entries, range(_MOST_PROCESSES), strict=False):
+            yield Process(self, eprocess)
+
+    def process(self, which: str | int) -> Process:
+        """The process of that pid or name (case apart); raises `NotFoundError`, also when a name is not unique."""
+        if isinstance(which, int):
+            found = [process for process in self.processes if process.pid == which]
+        else:
+            found = [process for process in self.processes if process.name.lower() == which.lower()[:15]]
+        living = [process for process in found if process.alive] or found
+        if len(living) == 1:
+            return living[0]
+        if living:
+            pids = ", ".join(str(process.pid) for process in living)
+            raise NotFoundError("single process", str(which), hint=f"pids {pids} are called so: name one")
+        raise NotFoundError("process", str(which), (process.name for process in self.processes))
+
+    def thread(self, tid: int) -> Thread:
+        """The thread with that identifier; raises `NotFoundError`."""
+        for process in self.processes:
+            for thread in process.threads:
+                if thread.tid == tid:
+                    return thread
+        raise NotFoundError("thread", str(tid))
+
+    @property
+    def drivers(self) -> Sequence[Module]:
+        """The kernel and its drivers, from PsLoadedModuleList in load order."""
+        return self.once("drivers", lambda: tuple(self._drivers()))
+
+    def _drivers(self) -> Iterator[Module]:
+        kind = "_KLDR_DATA_TABLE_ENTRY" if "_KLDR_DATA_TABLE_ENTRY" in self.types else "_LDR_DATA_TABLE_ENTRY"
+        head = self.struct("_LIST_ENTRY", self.kernel.symbol("PsLoadedModuleList"))
+        found = list(loaded(self, self.memory, head, kind, self.location.base))
+        if not any(module.is_kernel for module in found):  # early in boot
+            yield self.kernel
+        yield from found
+
+    def module(self, name: str) -> Module:
+        """The kernel module called `name` (`nt`, `ntfs`, `ntfs.sys`); raises `NotFoundError`."""
+        found = self.kernel if name.lower() == KERNEL_NAME else named(self.drivers, name)
+        if found is None:
+            raise NotFoundError("kernel module", name, (module.name for module in self.drivers))
+        return found
+
+    def module_at(self, address: int) -> Module | None:
+        """The kernel module that `address` lies in."""
+        return self.kernel if address in self.kernel else holding(self.drivers, address)
+
+    # vCPUs
+
+    def registers(self, vcpu: int) -> Mapping[str, int]:
+        """The registers of `vcpu`, as the target carries them; raises `CapabilityError` where it does not."""
+        if not 0 <= vcpu < len(self._registers):
+            raise CapabilityError(
+                f"this target carries the registers of {len(self._registers)} vCPUs, not of vCPU {vcpu}"
+            )
+        return self._registers[vcpu]
