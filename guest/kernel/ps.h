@@ -1,0 +1,29 @@
+/* ps: processes and threads. Included by nt.h. */
+#ifndef PS_H
+#define PS_H
+
+extern LIST_ENTRY PsActiveProcessHead;
+extern LIST_ENTRY PsLoadedModuleList;
+extern EPROCESS *PsInitialSystemProcess;
+extern EPROCESS *PsIdleProcess;
+
+FORCEINLINE ETHREAD *PsGetCurrentThread(void) { return (ETHREAD *)KeGetCurrentThread(); }
+/* The process whose address space is current (attached or own). */
+FORCEINLINE EPROCESS *PsGetCurrentProcess(void) { return (EPROCESS *)KeGetCurrentThread()->ApcState.Process; }
+FORCEINLINE ULONG PsGetProcessId(EPROCESS *p) { return (ULONG)(ULONG64)p->UniqueProcessId; }
+
+/* A kernel thread in the System process, PASSIVE_LEVEL. */
+NTSTATUS PsCreateSystemThread(void (*routine)(void *), void *context);
+NORETURN void PsTerminateSystemThread(NTSTATUS status);
+
+/* Each process once, in PsActiveProcessHead's order: start with NULL. Referenced while held; the previous one is released. */
+EPROCESS *PsGetNextProcess(EPROCESS *process);
+
+/* A user process from an image on the volume, e.g. L"\\Windows\\System32\\csrss.exe", its first thread ready to run. */
+NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent, EPROCESS **process, ETHREAD **thread);
+
+void PsInitSystem(void);
+
+/* Loaded kernel images for those who list them: mm and io may add lines of their own. */
+KLDR_DATA_TABLE_ENTRY *MiProcessLoaderEntry(PCWSTR full_name, PCWSTR base_name, void *base, ULONG size, void *entry);
+#endif
