@@ -2,6 +2,17 @@
 
 from coldframe.symbols.isf import load_isf, write_isf
 from coldframe.symbols.model import PdbIdentity, SymbolFile, Symbols, Types
+from coldframe.symbols.pdb import load_pdb, read_identity
 from coldframe.symbols.store import SymbolStore
 
-__all__ = ["PdbIdentity", "SymbolFile", "SymbolStore", "Symbols", "Types", "load_isf", "write_isf"]
+__all__ = [
+    "PdbIdentity",
+    "SymbolFile",
+    "SymbolStore",
+    "Symbols",
+    "Types",
+    "load_isf",
+    "load_pdb",
+    "read_identity",
+    "write_isf",
+]
