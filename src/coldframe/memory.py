@@ -183,14 +183,21 @@ class PhysicalMemory:
             readable[row] = True
         return out, readable
 
-    def write(self, address: int, data: bytes) -> None:
-        """Put `data` at `address`; raises `CapabilityError` where memory is read-only; on error nothing is written."""
-        pieces = list(self._pieces(address, len(data)))
-        for run, _, _ in pieces:
+    def check_writable(self, address: int, size: int) -> None:
+        """Raise what `write` of `size` bytes at `address` would raise before it writes anything."""
+        for run, _, _ in self._pieces(address, size):
             if isinstance(run.backing, memoryview) and run.backing.readonly:
                 raise CapabilityError(f"cannot write physical memory at {address:#x}: this target is read-only")
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address`; raises `CapabilityError` where memory is read-only; on error nothing is written.
+
+        Where a run's source itself fails at the write (the guest ended), earlier runs of the span may have been
+        written.
+        """
+        self.check_writable(address, len(data))
         done = 0
-        for run, offset, length in pieces:
+        for run, offset, length in list(self._pieces(address, len(data))):
             part = data[done : done + length]
             if isinstance(run.backing, memoryview):
                 run.backing[offset : offset + length] = part

@@ -1,1 +1,33 @@
-"""TODO."""
+"""Page tables: hardware formats as data, PTE layouts from the kernel's types, and the resolver of every page state."""
+
+from coldframe.paging.formats import FORMATS, Level, PageTableFormat
+from coldframe.paging.layout import Bits, PoolAddresses, PteLayout
+from coldframe.paging.page import Page, PagefileSlot, State, Step, SubsectionPage, Via
+from coldframe.paging.resolver import Resolver
+from coldframe.paging.sources import DescribesSubsections, FindsVads, NamesPagingFiles, PageSource, VadPage
+from coldframe.paging.space import AddressSpace
+from coldframe.paging.swizzle import mask_from_physical_bits, unswizzle
+
+__all__ = [
+    "FORMATS",
+    "AddressSpace",
+    "Bits",
+    "DescribesSubsections",
+    "FindsVads",
+    "Level",
+    "NamesPagingFiles",
+    "Page",
+    "PageSource",
+    "PageTableFormat",
+    "PagefileSlot",
+    "PoolAddresses",
+    "PteLayout",
+    "Resolver",
+    "State",
+    "Step",
+    "SubsectionPage",
+    "VadPage",
+    "Via",
+    "mask_from_physical_bits",
+    "unswizzle",
+]

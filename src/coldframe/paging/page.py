@@ -55,12 +55,13 @@ class PagefileSlot:
 class SubsectionPage:
     """A page that is still in a file: the `_SUBSECTION`'s kernel-virtual address and the byte offset in the file.
 
-    `file` is the name that the FILE_OBJECT gives, or None where it cannot be read.
+    `file` is the name that the FILE_OBJECT gives, or None where it cannot be read; `file_offset` is None where the
+    subsection itself cannot be read.
     """
 
     address: int
     file: str | None
-    file_offset: int
+    file_offset: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,9 @@ class Page:
 
     `physical` is the guest-physical address of the *byte asked for* (page offset included) where the page is in RAM,
     else None. `readable` says whether `read` would return bytes now; if not, `reason` says which state stopped it and
-    what would unlock it.
+    what would unlock it, and `hole` how many bytes from `address` on are known to be unreadable for that same reason,
+    so that a reader can skip them in one step. `supplied` says that a page source has the bytes of a page that left
+    RAM.
     """
 
     address: int
@@ -80,8 +83,10 @@ class Page:
     pagefile: PagefileSlot | None = None
     subsection: SubsectionPage | None = None
     reason: str = ""
+    hole: int = 0
+    supplied: bool = False
 
     @property
     def readable(self) -> bool:
-        """Whether the bytes can be had: in RAM, or promised zeros."""
-        return self.physical is not None or self.state is State.DEMAND_ZERO
+        """Whether the bytes can be had: in RAM, promised zeros, or supplied by a page source."""
+        return self.physical is not None or self.state is State.DEMAND_ZERO or self.supplied

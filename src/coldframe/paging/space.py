@@ -1,0 +1,192 @@
+"""One virtual address space: bytes at virtual addresses, with what is missing said exactly."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from coldframe.paging.notes import ZERO
+from coldframe.paging.page import Page
+from coldframe.paging.resolver import Resolver
+from coldframe.paging.sources import FindsVads
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+class AddressSpace:
+    """The address space of a DTB; reads what is in RAM, zeros where zeros are promised, and what a page source
+    supplies.
+
+    Keeps the translation of every page it has looked at until the resolver's `drop_caches`. Addresses are virtual, in
+    bytes; `space[a:b]` is `space.read(a, b - a)`.
+    """
+
+    def __init__(self, resolver: Resolver, dtb: int, vads: FindsVads | None = None) -> None:
+        self.resolver = resolver
+        self.dtb = dtb
+        self.vads = vads
+        self._pages: dict[int, int] = {}
+        self._epoch = resolver.epoch
+        self._physical = resolver.physical
+
+    def __repr__(self) -> str:
+        return f"<AddressSpace of DTB {self.dtb:#x}>"
+
+    def resolve(self, address: int) -> Page:
+        """The page of `address` and the path to it; never raises for what the guest's memory holds."""
+        return self.resolver.resolve(self.dtb, address, self.vads)
+
+    def translate(self, address: int) -> int | None:
+        """The guest-physical address of the byte at `address`; None where the page is not in RAM."""
+        base = self._locate(address)
+        return None if base < 0 else base | (address & PAGE_MASK)
+
+    def _locate(self, address: int) -> int:
+        """Guest-physical address of the page that holds `address`, or `ZERO`, or `ABSENT`; kept for the epoch."""
+        if self._epoch != self.resolver.epoch:
+            self._pages.clear()
+            self._epoch = self.resolver.epoch
+        base = self._pages.get(address >> PAGE_SHIFT)
+        if base is None:
+            base = self.resolver.locate(self.dtb, address & ~PAGE_MASK, self.vads)
+            self._pages[address >> PAGE_SHIFT] = base
+        return base
+
+    def read(self, address: int, size: int) -> bytes:
+        """Exactly `size` bytes at `address`.
+
+        Raises `UnreadableMemoryError` with the first address that cannot be read, how many bytes from there on are
+        known to be unreadable, and the reason.
+        """
+        if 0 <= size <= PAGE_SIZE - (address & PAGE_MASK):
+            base = self._locate(address)
+            if base >= 0:
+                return self._read_ram(base | (address & PAGE_MASK), address, size)
+        return b"".join(data for _, data in self._spans(address, size))
+
+    def _spans(self, address: int, size: int) -> Iterator[tuple[int, bytes]]:
+        """The bytes, page by page; raises at the first that cannot be had."""
+        if size < 0:
+            raise ValueError(f"cannot read {size} bytes")
+        while size:
+            length = min(size, PAGE_SIZE - (address & PAGE_MASK))
+            base = self._locate(address)
+            if base >= 0:
+                data = self._read_ram(base | (address & PAGE_MASK), address, length)
+            elif base == ZERO:
+                data = bytes(length)
+            else:
+                data = self._read_supplied(address, length)
+            yield address, data
+            address += length
+            size -= length
+
+    def _read_ram(self, physical: int, address: int, length: int) -> bytes:
+        try:
+            return self._physical.read(physical, length)
+        except UnreadableMemoryError as error:
+            hole = address + error.address - physical
+            reason = f"physical address {error.address:#x}: {error.reason}"
+            raise UnreadableMemoryError(hole, min(error.size, PAGE_SIZE - (hole & PAGE_MASK)), reason) from None
+
+    def _read_supplied(self, address: int, length: int) -> bytes:
+        page = self.resolve(address)
+        if page.supplied and self.resolver.pages is not None:
+            data = self.resolver.pages.read_page(page)
+            if data is not None and len(data) == PAGE_SIZE:
+                return data[address & PAGE_MASK :][:length]
+        raise UnreadableMemoryError(address, page.hole or PAGE_SIZE - (address & PAGE_MASK), page.reason)
+
+    def read_padded(self, address: int, size: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """`size` bytes at `address` with zeros in the place of what cannot be read, and the list of those holes.
+
+        A hole is (address, size in bytes); holes are in order, do not touch each other and lie within what was asked.
+        """
+        out = bytearray(size)
+        holes: list[tuple[int, int]] = []
+        position, end = address, address + size
+        while position < end:
+            try:
+                for at, data in self._spans(position, end - position):
+                    out[at - address : at - address + len(data)] = data
+                break
+            except UnreadableMemoryError as error:
+                stop = min(error.address + max(error.size, 1), end)
+                if holes and sum(holes[-1]) == error.address:
+                    holes[-1] = (holes[-1][0], stop - holes[-1][0])
+                else:
+                    holes.append((error.address, stop - error.address))
+                position = stop
+        return bytes(out), holes
+
+    def readable(self, address: int, size: int = 1) -> bool:
+        """Whether `read` would return all of these bytes."""
+        try:
+            for _ in self._spans(address, size):
+                pass
+        except UnreadableMemoryError:
+            return False
+        return True
+
+    def u8(self, address: int) -> int:
+        """The byte at `address`."""
+        return self.read(address, 1)[0]
+
+    def u16(self, address: int) -> int:
+        """The little-endian 16-bit value at `address`."""
+        return int(_U16.unpack(self.read(address, 2))[0])
+
+    def u32(self, address: int) -> int:
+        """The little-endian 32-bit value at `address`."""
+        return int(_U32.unpack(self.read(address, 4))[0])
+
+    def u64(self, address: int) -> int:
+        """The little-endian 64-bit value at `address`."""
+        return int(_U64.unpack(self.read(address, 8))[0])
+
+    def read_cstring(self, address: int, limit: int = 4096) -> bytes:
+        """The bytes from `address` up to the first zero byte, without it, or `limit` bytes where there is none before.
+
+        A page behind the zero byte is not touched; raises `UnreadableMemoryError` where the string runs into a hole.
+        """
+        parts: list[bytes] = []
+        for _, data in self._spans(address, limit):
+            end = data.find(0)
+            if end >= 0:
+                parts.append(data[:end])
+                break
+            parts.append(data)
+        return b"".join(parts)
+
+    def __getitem__(self, key: slice) -> bytes:
+        if key.start is None or key.stop is None or key.step not in (None, 1):
+            raise ValueError("an address space is sliced with a start and an end: memory[0x1000:0x2000]")
+        return self.read(key.start, max(key.stop - key.start, 0))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address`, in pages that are in RAM (valid or in transition).
+
+        Writes through the tables' permissions and into every address space that shares the page: no copy-on-write is
+        made. Raises `CapabilityError` where a page is not in RAM or the target is read-only; on error nothing was
+        written.
+        """
+        pieces: list[tuple[int, bytes]] = []
+        position = 0
+        while position < len(data):
+            at = address + position
+            length = min(len(data) - position, PAGE_SIZE - (at & PAGE_MASK))
+            base = self._locate(at)
+            if base < 0:
+                page = self.resolve(at)
+                reason = page.reason or f"the page is {page.state}, so it is not in RAM"
+                raise CapabilityError(f"cannot write {len(data):#x} bytes at {address:#x}: at {at:#x}, {reason}")
+            pieces.append((base | (at & PAGE_MASK), data[position : position + length]))
+            position += length
+        for physical, part in pieces:
+            self._physical.check_writable(physical, len(part))
+        for physical, part in pieces:
+            self._physical.write(physical, part)
