@@ -56,7 +56,9 @@ class Program:
         return max((rva, name) for name, rva in self.symbols.items() if rva <= address - self.base)[1]
 
 
-def build(folder: Path, *, c: str = "", asm: str = "", flags: tuple[str, ...] = ("-O2",), entry: str = "entry") -> Program:
+def build(
+    folder: Path, *, c: str = "", asm: str = "", flags: tuple[str, ...] = ("-O2",), entry: str = "entry"
+) -> Program:
     """Compile and link; the base is the image's preferred one."""
     if shutil.which("clang") is None or shutil.which("lld-link") is None:
         pytest.skip("clang and lld-link are not installed: ./scripts/setup installs them")

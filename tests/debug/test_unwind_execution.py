@@ -44,15 +44,22 @@ double NOINLINE xmm_frame(u64 n, double a, double b) {
 u64 NOINLINE recursive(u64 n) { return n < 2 ? leaf(n) : recursive(n - 1) + leaf(n) + recursive(n - 2); }
 u64 NOINLINE tail(u64 n) { u64 k = leaf(n) + 1; return n ? pushes(k, n, k, n) : leaf(k); }
 u64 NOINLINE switches(u64 n) {
-    switch (n) { case 0: return leaf(1); case 1: sink = 3; break; case 2: return pushes(1,2,3,4); case 3: sink++; return tail(2);
-                 case 4: return leaf(5) + leaf(6); case 5: return large(n) * 2; default: return 7; }
+    switch (n) { case 0: return leaf(1); case 1: sink = 3; break; case 2: return pushes(1,2,3,4);
+                 case 3: sink++; return tail(2); case 4: return leaf(5) + leaf(6);
+                 case 5: return large(n) * 2; default: return 7; }
     return sink;
 }
-u64 NOINLINE early(u64 n) { if (n & 1) return n; u64 k = leaf(n) + leaf(n + 1); if (k & 4) return k + leaf(k); return pushes(k, n, k, n) + k; }
+u64 NOINLINE early(u64 n) {
+    if (n & 1) return n;
+    u64 k = leaf(n) + leaf(n + 1);
+    if (k & 4) return k + leaf(k);
+    return pushes(k, n, k, n) + k;
+}
 u64 (*volatile indirect)(u64) = leaf;
 u64 NOINLINE indirect_tail(u64 n) { leaf(n); return indirect(n + 1); }
 u64 entry(void) {
-    u64 total = pushes(1, 2, 3, 4) + large(7) + huge(9) + frame_pointer(100) + frame_pointer(5000) + recursive(4) + tail(0) + tail(1);
+    u64 total = pushes(1, 2, 3, 4) + large(7) + huge(9) + frame_pointer(100);
+    total += frame_pointer(5000) + recursive(4) + tail(0) + tail(1);
     for (u64 n = 0; n < 7; n++) total += switches(n) + early(n);
     fsink = xmm(1.5, 2.5, 3.5) + xmm_frame(64, 1, 2);
     return total + indirect_tail(3);

@@ -1,0 +1,278 @@
+"""Call stacks: from the registers of a vCPU or a thread up to its first function, through kernel and user mode.
+
+Each frame is unwound by its image's unwind data (see `unwind`). From kernel to user mode the walk goes through the
+machine frame that KiSystemCall64, KiPageFault and their like describe in theirs; where unwind data ends before it,
+through the trap frame that `_KTHREAD.TrapFrame` names. A page that is not in RAM ends the walk and is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from coldframe.capabilities import ReadsMemory
+from coldframe.debug.current import all_registers, current_thread
+from coldframe.debug.names import Names
+from coldframe.debug.unwind import Unwound, unwind_frame
+from coldframe.debug.unwind_info import REGISTERS, FunctionTable
+from coldframe.errors import ColdframeError, FormatError, UnreadableMemoryError
+from coldframe.windows.guest import Guest
+from coldframe.windows.module import Module
+from coldframe.windows.process import Process, Thread
+
+MOST_FRAMES = 512
+_KERNEL = 1 << 63
+_PAGE = 4096
+_SWITCH_SLOTS = 24
+"""How many slots above `_KTHREAD.KernelStack` the return into KiSwapContext may lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One function on a call stack.
+
+    `address` is where control is in it (for all but the first frame, where it will return to), `return_address` where
+    in its caller it returns to (None in the last frame). `how` is the way from this frame to the next ("unwind data",
+    "leaf", "epilogue", "machine frame", "trap frame"), in the last frame why the walk ended.
+    """
+
+    address: int
+    stack_pointer: int
+    return_address: int | None
+    module: str | None
+    symbol: str | None
+    displacement: int
+    how: str
+    user: bool
+
+    def __str__(self) -> str:
+        """`nt!NtWriteFile+0x0`; `module+0x123` without symbols; the bare address outside of every module."""
+        if self.module is None:
+            return f"{self.address:#x}"
+        return f"{self.function}+{self.displacement:#x}" if self.symbol else self.function
+
+    @property
+    def function(self) -> str:
+        """`nt!NtWriteFile`, without the displacement."""
+        if self.module is None:
+            return f"{self.address:#x}"
+        return f"{self.module}!{self.symbol}" if self.symbol else f"{self.module}+{self.displacement:#x}"
+
+
+class _PausedMemory:
+    """Memory in which each page is read once: a stack walk comes back to the same few pages."""
+
+    def __init__(self, memory: ReadsMemory) -> None:
+        self._memory = memory
+        self._pages: dict[int, bytes] = {}
+
+    def read(self, address: int, size: int) -> bytes:
+        offset = address % _PAGE
+        if offset + size > _PAGE:
+            return self._memory.read(address, size)
+        page = self._pages.get(address - offset)
+        if page is None:
+            page = self._pages[address - offset] = self._memory.read(address - offset, _PAGE)
+        return page[offset : offset + size]
+
+
+class StackWalker:
+    """Walks stacks of one guest; keeps the unwind tables of images, which do not change."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.names = Names()
+        self._tables: dict[tuple[str, int, int, int], FunctionTable] = {}
+
+    def walk(
+        self,
+        registers: Mapping[str, int],
+        process: Process | None = None,
+        thread: Thread | None = None,
+        *,
+        limit: int = MOST_FRAMES,
+        first_how: str = "",
+    ) -> list[Frame]:
+        """The frames from `registers` (general registers and rip) on, the innermost first; at most `limit`.
+
+        `process` gives the user half of memory and its modules; `thread` the trap frame to cross to user mode by,
+        where unwind data does not lead there. `first_how` says that the registers are those of a caller already.
+        """
+        return list(self._frames(registers, process, thread, limit, returned_to=bool(first_how)))
+
+    def _frames(
+        self,
+        registers: Mapping[str, int],
+        process: Process | None,
+        thread: Thread | None,
+        limit: int,
+        *,
+        returned_to: bool,
+    ) -> Iterator[Frame]:
+        memory = _PausedMemory(self.guest.memory if process is None else process.memory)
+        state = {name: registers.get(name, 0) for name in REGISTERS} | {"rip": registers["rip"]}
+        crossed = False
+        for _ in range(limit):
+            module = self._module_at(state["rip"], process)
+            frame = self._frame(state, module)
+            how, unwound = self._caller(state, module, memory, returned_to=returned_to)
+            if unwound is not None:
+                reason = self._implausible(state, unwound, process)
+                if reason:
+                    how, unwound = reason, None
+            if unwound is None and not frame.user and not crossed and thread is not None:
+                unwound = self._by_trap_frame(state, thread, memory)
+                how = f"trap frame ({how})" if unwound is not None else how
+            if unwound is None:
+                yield replace(frame, how=how)
+                return
+            yield replace(frame, return_address=unwound.registers["rip"], how=how)
+            crossed = crossed or unwound.user is True
+            returned_to = unwound.user is None
+            state = dict(unwound.registers)
+        # the last frame said how to go on; nothing more is claimed beyond the limit
+
+    def _module_at(self, address: int, process: Process | None) -> Module | None:
+        try:
+            if address >= _KERNEL or process is None:
+                return self.guest.module_at(address)
+            return process.module_at(address)
+        except ColdframeError as error:  # a damaged module list leaves addresses without names
+            self.guest.warn(f"modules: {error}")
+            return None
+
+    def _frame(self, state: Mapping[str, int], module: Module | None) -> Frame:
+        address = state["rip"]
+        nearest = self.names.nearest(module, address) if module is not None else None
+        symbol, displacement = nearest if nearest is not None else (None, address - module.base if module else 0)
+        return Frame(
+            address=address,
+            stack_pointer=state["rsp"],
+            return_address=None,
+            module=module.stem if module is not None else None,
+            symbol=symbol,
+            displacement=displacement,
+            how="",
+            user=address < _KERNEL,
+        )
+
+    def _caller(
+        self, state: Mapping[str, int], module: Module | None, memory: ReadsMemory, *, returned_to: bool
+    ) -> tuple[str, Unwound | None]:
+        """How the caller is found and its registers, or why not."""
+        if module is None and returned_to:
+            return "no module holds the return address", None
+        try:
+            table = self._table(module, memory) if module is not None else None
+            unwound = unwind_frame(table, memory, state, returned_to=returned_to)
+        except UnreadableMemoryError as error:
+            return f"missing page {error.address & ~(_PAGE - 1):#x}: {error.reason}", None
+        except FormatError as error:
+            return f"damaged unwind data: {error}", None
+        return unwound.how, unwound
+
+    def _table(self, module: Module, memory: ReadsMemory) -> FunctionTable:
+        key = (module.path.lower(), module.base, module.size, module.timestamp)
+        if not module.timestamp and not module.is_kernel:
+            return self.guest.once(
+                ("unwind table", module.memory.dtb, module.base), lambda: FunctionTable(memory, module.base)
+            )
+        table = self._tables.get(key)
+        if table is None:
+            table = self._tables[key] = FunctionTable(memory, module.base)
+        return table
+
+    def _implausible(self, state: Mapping[str, int], unwound: Unwound, process: Process | None) -> str:
+        """Why the walk cannot go on with `unwound`; "" when it can."""
+        rip, rsp = unwound.registers["rip"], unwound.registers["rsp"]
+        if rip == 0:
+            return "end of stack"
+        if not (rip < 1 << 47 or rip >= (1 << 64) - (1 << 56)):
+            return f"return address {rip:#x} is no address"
+        if unwound.user is None and (rip >= _KERNEL) != (state["rip"] >= _KERNEL):
+            return f"return address {rip:#x} is in the other half of memory"
+        if unwound.user is None and rsp <= state["rsp"]:
+            return f"stack pointer {rsp:#x} does not rise"
+        if unwound.how == "leaf" and self._module_at(rip, process) is None:
+            return f"no unwind data, and the return address {rip:#x} lies in no module"
+        return ""
+
+    def _by_trap_frame(self, state: Mapping[str, int], thread: Thread, memory: ReadsMemory) -> Unwound | None:
+        """The user-mode registers that the thread's trap frame holds, if it is one above us and came from user mode."""
+        try:
+            trap_frame = thread.trap_frame
+            if trap_frame is None:
+                return None
+            low, _, high = thread.kernel_stack
+            if not max(low, min(state["rsp"], high)) <= trap_frame.address < high or not low <= state["rsp"] <= high:
+                return None
+            frame = self.guest.struct("_KTRAP_FRAME", trap_frame.address, memory)
+            if frame.integer("SegCs") & 3 != 3:
+                return None
+            registers = dict(state)
+            for name in ("Rip", "Rsp", "Rbp"):
+                registers[name.lower()] = frame.integer(name)
+        except ColdframeError:
+            return None
+        return Unwound(registers, "machine frame", user=True)
+
+    def switched_out(self, thread: Thread) -> dict[str, int] | None:
+        """The registers that a thread which waits will go on with in KiSwapContext; None where they are not found.
+
+        SwapContext leaves rbp and the return into KiSwapContext on the stack, a little above
+        `_KTHREAD.KernelStack`; no public type tells where, so the first return into KiSwapContext is looked for.
+        """
+        rva = self.guest.symbols.get("KiSwapContext")
+        if rva is None:
+            return None
+        start = self.guest.kernel.base + rva
+        try:
+            table = self._table(self.guest.kernel, self.guest.memory)
+            function = table.find(rva, self.guest.memory)
+            end = self.guest.kernel.base + function.end if function is not None else start + 0x200
+            low, pointer, high = thread.kernel_stack
+            if not low <= pointer < high:
+                return None
+            size = min(8 * _SWITCH_SLOTS, high - pointer)
+            data = self.guest.memory.read(pointer, size)
+        except (UnreadableMemoryError, FormatError):
+            return None
+        slots = [int.from_bytes(data[at : at + 8], "little") for at in range(0, size - 7, 8)]
+        for number, slot in enumerate(slots):
+            if start < slot < end:
+                rbp = slots[number - 1] if number else 0
+                return {"rip": slot, "rsp": pointer + 8 * (number + 1), "rbp": rbp}
+        return None
+
+
+def callstack(
+    guest: Guest, registers: Mapping[str, int], process: Process | None = None, thread: Thread | None = None
+) -> list[Frame]:
+    """The call stack that `registers` are at the end of; see `StackWalker.walk`."""
+    return StackWalker(guest).walk(registers, process, thread)
+
+
+def vcpu_callstack(guest: Guest, vcpu: int) -> list[Frame]:
+    """What vCPU number `vcpu` runs now.
+
+    Raises `CapabilityError` where the target carries no registers.
+    """
+    registers = guest.registers(vcpu)
+    thread = current_thread(guest, registers)
+    return StackWalker(guest).walk(registers, thread.process if thread is not None else None, thread)
+
+
+def thread_callstack(guest: Guest, thread: Thread) -> list[Frame]:
+    """The call stack of `thread`: from its vCPU's registers while it runs, else from where it was switched out."""
+    for registers in all_registers(guest):
+        if current_thread(guest, registers) == thread:
+            return StackWalker(guest).walk(registers, thread.process, thread)
+    walker = StackWalker(guest)
+    saved = walker.switched_out(thread)
+    if saved is not None:
+        return walker.walk(saved, thread.process, thread, first_how="context switch")
+    frame = thread.trap_frame
+    if frame is None:
+        return []
+    registers = {name.lower(): frame.integer(name) for name in ("Rip", "Rsp", "Rbp", "Rbx", "Rsi", "Rdi")}
+    return walker.walk(registers, thread.process, thread)

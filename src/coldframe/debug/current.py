@@ -1,0 +1,76 @@
+"""What a vCPU runs: its current thread and that thread's process, by as few reads as possible.
+
+In kernel mode GS leads to the vCPU's `_KPCR`, in user mode the swapped base does (`swapgs`); `Prcb.CurrentThread` is
+the thread. A breakpoint's filter asks this at every hit, so the two reads are made on plain addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.windows.guest import Guest
+from coldframe.windows.process import Process, Thread
+from coldframe.windows.typed import first_field
+
+_KERNEL = 1 << 63
+
+
+class Current:
+    """Current threads of one guest; knows the offsets, keeps nothing that changes."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        types = guest.types
+        self._current_thread = types.offset("_KPCR", "Prcb.CurrentThread")
+        self._process = types.offset("_ETHREAD", first_field(types, "_ETHREAD", "Tcb.Process", "ThreadsProcess"))
+
+    def thread_address(self, registers: Mapping[str, int]) -> int:
+        """The `_ETHREAD` that a vCPU with these registers runs; 0 where it cannot be told (early in boot)."""
+        for base in (registers.get("gs_base", 0), registers.get("k_gs_base", 0)):
+            if base >= _KERNEL:
+                try:
+                    thread = self._guest.memory.u64(base + self._current_thread)
+                except UnreadableMemoryError:
+                    continue
+                if thread >= _KERNEL:
+                    return thread
+        return 0
+
+    def process_address(self, thread: int) -> int:
+        """The `_EPROCESS` that owns the `_ETHREAD` at `thread`; 0 where it cannot be read."""
+        try:
+            return self._guest.memory.u64(thread + self._process) if thread else 0
+        except UnreadableMemoryError:
+            return 0
+
+    def thread(self, registers: Mapping[str, int]) -> Thread | None:
+        """The thread that a vCPU with these registers runs."""
+        address = self.thread_address(registers)
+        return thread_at(self._guest, address) if address else None
+
+
+def thread_at(guest: Guest, address: int) -> Thread:
+    """The thread whose `_ETHREAD` is at `address`."""
+    return Thread(guest, guest.struct("_ETHREAD", address))
+
+
+def process_at(guest: Guest, address: int) -> Process:
+    """The process whose `_EPROCESS` is at `address`."""
+    return Process(guest, guest.struct("_EPROCESS", address))
+
+
+def current_thread(guest: Guest, registers: Mapping[str, int]) -> Thread | None:
+    """The thread that a vCPU with these registers runs."""
+    return Current(guest).thread(registers)
+
+
+def all_registers(guest: Guest) -> Iterator[Mapping[str, int]]:
+    """The registers of each vCPU, as far as the target carries them."""
+    vcpu = 0
+    while True:
+        try:
+            yield guest.registers(vcpu)
+        except CapabilityError:
+            return
+        vcpu += 1
