@@ -1,5 +1,6 @@
 """Symbols and types of Windows modules: PDB and ISF files, symbol stores, the on-disk cache."""
 
+from coldframe.symbols.cache import TableCache
 from coldframe.symbols.isf import load_isf, write_isf
 from coldframe.symbols.model import PdbIdentity, SymbolFile, Symbols, Types
 from coldframe.symbols.pdb import load_pdb, read_identity
@@ -10,9 +11,19 @@ __all__ = [
     "SymbolFile",
     "SymbolStore",
     "Symbols",
+    "TableCache",
     "Types",
     "load_isf",
     "load_pdb",
+    "load_symbols",
     "read_identity",
     "write_isf",
 ]
+
+
+def load_symbols(path: str) -> SymbolFile:
+    """The symbols in the PDB, compressed PDB or ISF file at `path`, through the on-disk cache.
+
+    Raises `FormatError` when the file is damaged, `OSError` when it cannot be read.
+    """
+    return TableCache().load(path)

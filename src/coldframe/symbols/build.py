@@ -142,7 +142,6 @@ class TableBuilder:
         identity: PdbIdentity,
         pointer_size: int,
         symbols: Iterable[tuple[str, int]],
-        extra: Mapping[str, str] | None = None,
     ) -> bytes:
         """The finished table.
 
@@ -154,10 +153,9 @@ class TableBuilder:
         for name in sorted(self._definitions, key=_bytes):
             definitions.extend(self._definitions[name])
         meta = {"name": identity.name, "guid": identity.guid, "age": identity.age, "pointer_size": pointer_size}
-        meta_bytes = json.dumps({**meta, **(extra or {})}).encode()
         return assemble(
             [
-                meta_bytes,
+                json.dumps(meta).encode(),
                 bytes(self._blob),
                 *map(_little, (self._types, self._fields, self._constants, definitions, rvas, names, index)),
             ]
@@ -212,3 +210,11 @@ def assemble(sections: Sequence[bytes]) -> bytes:
         body += content
     packed = struct.pack(f"<{len(directory)}I", *directory) + body
     return HEADER.pack(MAGIC, VERSION, zlib.crc32(packed), HEADER.size + len(packed)) + packed
+
+
+def with_meta(table: bytes, extra: Mapping[str, str]) -> bytes:
+    """A copy of a finished table whose meta section says `extra` too."""
+    directory = struct.unpack_from(f"<{2 * len(SECTIONS)}I", table, HEADER.size)
+    sections = [table[at : at + length] for at, length in zip(directory[::2], directory[1::2], strict=True)]
+    sections[0] = json.dumps({**json.loads(sections[0]), **extra}).encode()
+    return assemble(sections)

@@ -23,7 +23,7 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Literal, NamedTuple, TypeAlias, cast
 
@@ -171,6 +171,36 @@ class TableSymbols(Symbols):
         return len(self._table.rvas)
 
 
+class _Fields(Mapping[str, Field]):
+    """The fields of a record, each made when it is first asked for: `_EPROCESS` has hundreds, a reader needs two."""
+
+    __slots__ = ("_made", "_places", "_types")
+
+    def __init__(self, types: TableTypes, places: dict[str, tuple[int, int]]) -> None:
+        self._types = types
+        self._places = places
+        self._made: dict[str, Field] = {}
+
+    def __getitem__(self, name: str) -> Field:
+        made = self._made.get(name)
+        if made is None:
+            offset, number = self._places[name]
+            made = self._made[name] = Field(name, offset, self._types.type(number))
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 class TableTypes(Types):
     """Types of a compiled table: each definition is read when it is first asked for."""
 
@@ -215,10 +245,8 @@ class TableTypes(Types):
     def _record(self, name: str, row: Definition) -> Record:
         table = self._table
         numbers = table.fields[3 * row.first : 3 * (row.first + row.members)].tolist()
-        fields = {}
-        for at in range(0, len(numbers), 3):
-            text = table.text(numbers[at])
-            fields[text] = Field(text, numbers[at + 1], self._type(numbers[at + 2]))
+        places = dict(zip(map(table.text, numbers[::3]), zip(numbers[1::3], numbers[2::3], strict=True), strict=True))
+        fields = _Fields(self, places)
         kind = cast(Literal["struct", "union", "class"], DEFINITION_KINDS[row.kind])
         return Record(name, kind, row.size, fields)
 
@@ -229,12 +257,13 @@ class TableTypes(Types):
             table.text(numbers[at]): (numbers[at + 1] | numbers[at + 2] << 32) - (numbers[at + 3] << 64)
             for at in range(0, len(numbers), 4)
         }
-        base = self._type(row.base)
+        base = self.type(row.base)
         if not isinstance(base, Base):
             raise FormatError(f"{table.where}: base of enum {name} is no number")
         return Enum(name, base, constants)
 
-    def _type(self, number: int) -> Type:
+    def type(self, number: int) -> Type:
+        """The type with that number in the table."""
         known = self._types.get(number)
         if known is None:
             known = self._types[number] = self._read_type(number)
@@ -255,11 +284,11 @@ class TableTypes(Types):
             raise FormatError(f"{self._table.where}: type {number} refers to the later type {first}")
         match kind:
             case Kind.POINTER:
-                return Pointer(self._type(first), second)
+                return Pointer(self.type(first), second)
             case Kind.ARRAY:
-                return Array(self._type(first), second | third << 32)
+                return Array(self.type(first), second | third << 32)
             case Kind.BIT_FIELD:
-                return BitField(self._type(first), second, third)
+                return BitField(self.type(first), second, third)
         raise FormatError(f"{self._table.where}: type {number} has the unknown kind {kind}")
 
 
