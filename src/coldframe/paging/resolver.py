@@ -44,8 +44,8 @@ class Resolver:
 
     `layout` None means that the kernel's types are not known yet: then only what the processor itself would find is
     found. `kernel_dtb` is the DTB by which prototype PTEs are read. `virtual_store` is the paging-file number that
-    stands for the compressed store. `kernel_dtb` and all that follows it may be set later, as it becomes known; then
-    call `drop_caches`.
+    stands for the compressed store, or tells it when called. `kernel_dtb` and all that follows it may be set later, as
+    it becomes known; then call `drop_caches`.
 
     The resolver itself keeps nothing of the guest's memory. `epoch` counts the calls of `drop_caches`: what others keep
     (`AddressSpace` its translations) is good for one epoch.
@@ -61,7 +61,7 @@ class Resolver:
         invalid_pte_mask: int = 0,
         subsections: DescribesSubsections | None = None,
         paging_files: NamesPagingFiles | None = None,
-        virtual_store: int | None = None,
+        virtual_store: int | Callable[[], int | None] | None = None,
         pages: PageSource | None = None,
     ) -> None:
         if layout is not None and layout.entry_size != format.entry_size:
@@ -419,7 +419,8 @@ class Resolver:
 
     def _slot(self, value: int, layout: PteLayout) -> tuple[State, PagefileSlot]:
         number = layout.page_file_low.get(value)
-        state = State.COMPRESSED if number == self.virtual_store else State.PAGEFILE
+        store = self.virtual_store() if callable(self.virtual_store) else self.virtual_store
+        state = State.COMPRESSED if number == store else State.PAGEFILE
         return state, PagefileSlot(number, layout.page_file_high.get(value) * PAGE_SIZE)
 
     def _place(self, state: State, slot: PagefileSlot) -> str:

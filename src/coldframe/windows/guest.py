@@ -12,14 +12,18 @@ from coldframe.errors import (
     ColdframeError,
     NotFoundError,
     SymbolFileNotFoundError,
+    UnreadableMemoryError,
 )
 from coldframe.memory import PhysicalMemory
 from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver
 from coldframe.symbols.model import PdbIdentity, SymbolFile
-from coldframe.windows import startup
+from coldframe.windows import processor, startup
+from coldframe.windows.handle import Handle, Objects, table_of
 from coldframe.windows.kernel import FindsSymbols, KernelLocation, Registers, find_kernel
 from coldframe.windows.module import KERNEL_NAME, Module, holding, loaded, named, read_codeview
+from coldframe.windows.pagingfile import PagingFile, PagingFiles
 from coldframe.windows.process import Process, Thread
+from coldframe.windows.section import Sections
 from coldframe.windows.typed import Struct, TypedMemory
 
 _Kept = TypeVar("_Kept")
@@ -65,6 +69,12 @@ class Guest:
         )
         self.memory = AddressSpace(self.resolver, self.dtb)
         self.typed = TypedMemory(self.memory, self.types)
+        self.sections = Sections(self)
+        self.objects = Objects(self)
+        self._paging_files = PagingFiles(self)
+        self.resolver.subsections = self.sections
+        self.resolver.paging_files = self._paging_files
+        self.resolver.virtual_store = self._paging_files.store_number
         self.kernel = Module(
             self, self.memory, KERNEL_NAME, location.base, location.size, path="", is_kernel=True, source=location.how
         )
@@ -234,12 +244,46 @@ class Guest:
         """The kernel module that `address` lies in."""
         return self.kernel if address in self.kernel else holding(self.drivers, address)
 
+    @property
+    def paging_files(self) -> Sequence[PagingFile]:
+        """The paging files that the kernel has, the compressed store's number among them."""
+        return self._paging_files.all()
+
+    def handle(self, process: Process, value: int) -> Handle | None:
+        """What `value` is a handle to in `process`; a kernel handle (negative) is looked up in the kernel's table."""
+        found = table_of(self, value, process.eprocess.integer("ObjectTable"))
+        return None if found is None else found[0].find(found[1])
+
+    def file_of_handle(self, process: Process, value: int) -> str | None:
+        r"""The name of the file that `value` is a handle to in `process` (`\Users\minint\a.txt`), from its FILE_OBJECT.
+
+        None where it is no file's handle, or the name is not in RAM.
+        """
+        try:
+            handle = self.handle(process, value)
+        except UnreadableMemoryError:
+            return None
+        return None if handle is None or handle.object.type != "File" else handle.object.name
+
     # vCPUs
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs' registers the target carries."""
+        return len(self._registers)
 
     def registers(self, vcpu: int) -> Mapping[str, int]:
         """The registers of `vcpu`, as the target carries them; raises `CapabilityError` where it does not."""
         if not 0 <= vcpu < len(self._registers):
-            raise CapabilityError(
-                f"this target carries the registers of {len(self._registers)} vCPUs, not of vCPU {vcpu}"
-            )
+            carried = len(self._registers)
+            raise CapabilityError(f"this target carries the registers of {carried} vCPUs, not those of vCPU {vcpu}")
         return self._registers[vcpu]
+
+    def current_thread(self, registers: Mapping[str, int], vcpu: int | None = None) -> Thread:
+        """The thread that the vCPU with these registers runs; raises `NotFoundError` where its KPCR is not found."""
+        block = processor.processor_block(self, registers, vcpu)
+        return Thread(self, self.struct("_ETHREAD", block.integer("CurrentThread")))
+
+    def current_process(self, registers: Mapping[str, int], vcpu: int | None = None) -> Process:
+        """The process whose address space that vCPU uses: the thread's own, or the one that it is attached to."""
+        return self.current_thread(registers, vcpu).attached_process

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,10 @@ from coldframe.errors import NotFoundError, UnreadableMemoryError
 from coldframe.paging import AddressSpace
 from coldframe.symbols.model import Enum
 from coldframe.windows.bare import FRAME
+from coldframe.windows.handle import Handle, HandleTable
 from coldframe.windows.module import Module, holding, loaded, named
 from coldframe.windows.typed import Struct, TypedMemory, first_field
+from coldframe.windows.vad import VadTree
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
@@ -100,7 +102,14 @@ class Process:
     @property
     def memory(self) -> AddressSpace:
         """Its address space: user and kernel half, every state of a page."""
-        return self.guest.once(("memory", self.eprocess.address), lambda: AddressSpace(self.guest.resolver, self.dtb))
+        return self.guest.once(
+            ("memory", self.eprocess.address), lambda: AddressSpace(self.guest.resolver, self.dtb, self.vads)
+        )
+
+    @property
+    def vads(self) -> VadTree:
+        """Its virtual address descriptors, by address."""
+        return self.guest.once(("vads", self.eprocess.address), lambda: VadTree(self))
 
     @property
     def typed(self) -> TypedMemory:
@@ -118,6 +127,12 @@ class Process:
         """Its threads, in the order of EPROCESS.ThreadListHead."""
         heads = self.eprocess.struct("ThreadListHead").entries("_ETHREAD", "ThreadListEntry")
         return tuple(Thread(self.guest, ethread, self) for ethread, _ in zip(heads, range(_MOST_THREADS), strict=False))
+
+    @property
+    def handles(self) -> Iterator[Handle]:
+        """Its open handles, by value."""
+        table = self.eprocess.integer("ObjectTable")
+        return iter(HandleTable(self.guest, table) if table else ())
 
     @property
     def modules(self) -> Sequence[Module]:

@@ -1,0 +1,213 @@
+"""Handles and the objects behind them: handle tables, object headers, types and names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from coldframe.errors import UnreadableMemoryError
+from coldframe.memory import PAGE_SIZE
+from coldframe.symbols.model import BitField
+from coldframe.windows.kernel import KERNEL_HALF
+from coldframe.windows.typed import Struct, first_field
+
+if TYPE_CHECKING:
+    from coldframe.windows.guest import Guest
+
+_STEP = 4  # handles are multiples of 4: the low bits are the caller's
+_LEVELS = 3
+_NAME_INFO = 2  # OBJECT_HEADER.InfoMask: creator info is 1, name info 2
+_LARGEST_HANDLE = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object: its header's and its body's kernel address, its type's name, its own name if it has one."""
+
+    guest: Guest = field(repr=False)
+    header: int
+    address: int
+    type: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A handle of a process: its `value`, the object, and the access that was granted (an access mask)."""
+
+    value: int
+    object: Object
+    access: int
+
+
+class Objects:
+    """Reads object headers."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._body = guest.types.offset("_OBJECT_HEADER", "Body")
+
+    def of_body(self, body: int) -> Object:
+        """The object whose body (an `_EPROCESS`, a `_FILE_OBJECT`) is at `body`."""
+        return self.of_header(body - self._body)
+
+    def of_header(self, address: int) -> Object:
+        """The object whose `_OBJECT_HEADER` is at `address`; raises `UnreadableMemoryError`."""
+        header = self._guest.struct("_OBJECT_HEADER", address)
+        kind = self.type_name(header)
+        body = address + self._body
+        name = self._guest.sections.file_name(body) if kind == "File" else self._name(header)
+        return Object(self._guest, address, body, kind, name)
+
+    def type_name(self, header: Struct) -> str:
+        """The name of the object's type (`File`, `Process`); "" where the header names none that exists."""
+        guest = self._guest
+        if header.has("Type"):  # NT 5
+            address = header.integer("Type")
+        else:
+            table = guest.variable("ObTypeIndexTable")
+            if table is None:
+                return ""
+            address = guest.typed.pointer(table + self._type_index(header) * guest.types.pointer_size)
+        if address < KERNEL_HALF:
+            return ""
+        return guest.once(("object type", address), lambda: self._read_type_name(address))
+
+    def _read_type_name(self, address: int) -> str:
+        try:
+            return self._guest.struct("_OBJECT_TYPE", address).struct("Name").text
+        except UnreadableMemoryError:
+            return ""
+
+    def _type_index(self, header: Struct) -> int:
+        """TypeIndex; since Windows 10 mixed with a cookie and with the second byte of the header's address."""
+        index = header.integer("TypeIndex")
+        cookie = self._guest.variable("ObHeaderCookie")
+        if cookie is None:
+            return index
+        return index ^ self._guest.memory.u8(cookie) ^ header.address >> 8 & 0xFF
+
+    def _name(self, header: Struct) -> str | None:
+        try:
+            address = self._name_info(header)
+            if address is None:
+                return None
+            return self._guest.struct("_OBJECT_HEADER_NAME_INFO", address).struct("Name").text or None
+        except UnreadableMemoryError:
+            return None
+
+    def _name_info(self, header: Struct) -> int | None:
+        """Where the optional name header is, which lies before the object's header; None where it has none."""
+        guest = self._guest
+        if header.has("NameInfoOffset"):  # NT 5
+            offset = header.integer("NameInfoOffset")
+            return header.address - offset if offset else None
+        mask = header.integer("InfoMask")
+        if not mask & _NAME_INFO:
+            return None
+        upto = mask & (2 * _NAME_INFO - 1)
+        table = guest.variable("ObpInfoMaskToOffset")
+        if table is not None:
+            return header.address - guest.memory.u8(table + upto)
+        size = guest.types.size("_OBJECT_HEADER_NAME_INFO")
+        if upto & 1:
+            size += guest.types.size("_OBJECT_HEADER_CREATOR_INFO")
+        return header.address - size
+
+
+class HandleTable:
+    """A `_HANDLE_TABLE`: iterates its handles, finds one by its value."""
+
+    def __init__(self, guest: Guest, address: int) -> None:
+        self._guest = guest
+        self._table = guest.struct("_HANDLE_TABLE", address)
+        self._entry_size = guest.types.size("_HANDLE_TABLE_ENTRY")
+        self._entries = PAGE_SIZE // self._entry_size
+        self._pointers = PAGE_SIZE // guest.types.pointer_size
+
+    def __iter__(self) -> Iterator[Handle]:
+        end = min(self._table.integer("NextHandleNeedingPool"), _LARGEST_HANDLE)
+        code = self._table.integer("TableCode")
+        capacity = self._entries * self._pointers ** (code & _LEVELS if code & _LEVELS < _LEVELS else 0)
+        per_page = self._entries * _STEP
+        value = 0
+        while value < min(end, capacity * _STEP):
+            try:
+                entry = self._entry_address(value, code)
+                found = self._decode(value, entry) if entry else None
+            except UnreadableMemoryError as error:
+                self._guest.warn(f"handles of the table at {self._table.address:#x}: {error}")
+                value += per_page - value % per_page
+                continue
+            if found is not None:
+                yield found
+            value += _STEP
+
+    def find(self, value: int) -> Handle | None:
+        """The handle with that value, or None; raises `UnreadableMemoryError` where the table is not in RAM."""
+        value &= ~(_STEP - 1)
+        if not 0 < value < min(self._table.integer("NextHandleNeedingPool"), _LARGEST_HANDLE):
+            return None
+        entry = self._entry_address(value, self._table.integer("TableCode"))
+        return self._decode(value, entry) if entry else None
+
+    def _entry_address(self, value: int, code: int) -> int:
+        """Where the entry of handle `value` is; 0 where the table has no page for it."""
+        level, table = code & _LEVELS, code & ~_LEVELS
+        if level == _LEVELS:
+            return 0
+        index = value // _STEP
+        for depth in range(level, 0, -1):
+            span = self._entries * self._pointers ** (depth - 1)
+            slot, index = divmod(index, span)
+            if slot >= self._pointers:
+                return 0
+            table = self._guest.typed.pointer(table + slot * self._guest.types.pointer_size)
+            if not table:
+                return 0
+        return table + index * self._entry_size if index < self._entries else 0
+
+    def _decode(self, value: int, address: int) -> Handle | None:
+        """The handle in an entry; None for a free one, and for the first of each page, which holds no handle."""
+        if not value // _STEP % self._entries:
+            return None
+        entry = self._guest.struct("_HANDLE_TABLE_ENTRY", address)
+        header = self._object_header(entry)
+        if header < KERNEL_HALF:
+            return None
+        access = entry.integer(
+            first_field(self._guest.types, "_HANDLE_TABLE_ENTRY", "GrantedAccessBits", "GrantedAccess")
+        )
+        try:
+            found = self._guest.objects.of_header(header)
+        except UnreadableMemoryError:
+            found = Object(self._guest, header, header + self._guest.types.offset("_OBJECT_HEADER", "Body"), "", None)
+        return Handle(value, found, access)
+
+    def _object_header(self, entry: Struct) -> int:
+        """The address in an entry: bits of a 48-bit address (8 and later), or a pointer with three flags (before)."""
+        if not entry.has("ObjectPointerBits"):
+            return entry.integer("Object") & ~7
+        bits = entry.integer("ObjectPointerBits")
+        if not bits:
+            return 0
+        _, kind = self._guest.types.field("_HANDLE_TABLE_ENTRY", "ObjectPointerBits")
+        width = kind.length if isinstance(kind, BitField) else 44
+        if self._guest.types.pointer_size == 4:
+            return bits << 32 - width
+        address = bits << 48 - width
+        return address | 0xFFFF_0000_0000_0000 if address >> 47 else address
+
+
+def table_of(guest: Guest, handle: int, own: int) -> tuple[HandleTable, int] | None:
+    """The table that `handle` is in and its value there: `own` (an address), or the kernel's for a kernel handle.
+
+    None for the pseudo handles of the current process and thread.
+    """
+    signed = handle - (1 << 64) if handle >> 63 else handle
+    if -0x80000000 <= signed < 0 and -signed > 16:
+        variable = guest.variable("ObpKernelHandleTable")
+        address = 0 if variable is None else guest.typed.pointer(variable)
+        return (HandleTable(guest, address), signed + 0x80000000) if address else None
+    return (HandleTable(guest, own), handle) if own and signed > 0 else None
