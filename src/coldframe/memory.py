@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 import struct
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,14 @@ PAGE_SIZE = 4096
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
+_NO_WORDS = (0, 0, memoryview(b""))
+
 
 class Source(Protocol):
     """Where the bytes of a run come from when they are not in a buffer. Offsets are within the source, in bytes."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes, or raise `UnreadableMemoryError` or `GuestGoneError`."""
+        """Return exactly `size` bytes, or raise `UnreadableMemoryError` (its address an offset) or `GuestGoneError`."""
         ...
 
     def write(self, offset: int, data: bytes) -> None:
@@ -58,7 +61,7 @@ class Run:
 class PhysicalMemory:
     """Guest-physical memory made of runs that do not overlap.
 
-    Reads of holes raise `UnreadableMemoryError` with the hole's size. Thread-safe for reading; holds no cache.
+    Reads of holes raise `UnreadableMemoryError` with the hole's size. Thread-safe for reading; keeps no byte.
     """
 
     def __init__(self, runs: Iterable[Run]) -> None:
@@ -73,6 +76,9 @@ class PhysicalMemory:
         self._starts = [run.start for run in ordered]
         self._start_array = np.array(self._starts, dtype=np.uint64)
         self._end_array = np.array([run.end for run in ordered], dtype=np.uint64)
+        # For the resolver, which reads where it read before: the run that u64 (u32) read last as (start, end, its bytes
+        # as 64-bit (32-bit) words). One tuple, so that threads see it whole.
+        self.words64 = self.words32 = _NO_WORDS
 
     def __repr__(self) -> str:
         return f"<PhysicalMemory {len(self.runs)} runs, {self.size:#x} bytes>"
@@ -96,7 +102,8 @@ class PhysicalMemory:
         return run if address < run.start + run.size else None
 
     def __contains__(self, address: int) -> bool:
-        return self.run_at(address) is not None
+        start, end, _ = self.words64
+        return start <= address < end or self.run_at(address) is not None
 
     def _pieces(self, address: int, size: int) -> Iterator[tuple[Run, int, int]]:
         """Split a span into (run, offset in backing, length); raise in a hole."""
@@ -119,24 +126,50 @@ class PhysicalMemory:
 
     def read(self, address: int, size: int) -> bytes:
         """Return exactly `size` bytes at `address`; raises `UnreadableMemoryError` where part of it is a hole."""
-        parts = [
-            bytes(run.backing[offset : offset + length])
-            if isinstance(run.backing, memoryview)
-            else run.backing.read(offset, length)
-            for run, offset, length in self._pieces(address, size)
-        ]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        run = self.run_at(address)
+        if run is not None and isinstance(run.backing, memoryview) and 0 <= size <= run.start + run.size - address:
+            offset = run.offset + address - run.start
+            return bytes(run.backing[offset : offset + size])
+        done, parts = 0, []
+        for run, offset, length in self._pieces(address, size):
+            parts.append(_read_piece(run, offset, length, address + done))
+            done += length
+        return b"".join(parts)
 
     def u64(self, address: int) -> int:
         """The little-endian 64-bit value at `address`: the resolver's inner read."""
-        run = self.run_at(address)
-        if run is not None and isinstance(run.backing, memoryview) and address + 8 <= run.start + run.size:
-            return int(_U64.unpack_from(run.backing, run.offset + address - run.start)[0])
+        start, end, words = self.words64
+        if start <= address < end and not address & 7:
+            value: int = words[(address - start) >> 3]
+            return value
+        hot = self._words_at(address, 8)
+        if hot is not None:
+            self.words64 = hot
         return int(_U64.unpack(self.read(address, 8))[0])
 
     def u32(self, address: int) -> int:
         """The little-endian 32-bit value at `address`."""
+        start, end, words = self.words32
+        if start <= address < end and not address & 3:
+            value: int = words[(address - start) >> 2]
+            return value
+        hot = self._words_at(address, 4)
+        if hot is not None:
+            self.words32 = hot
         return int(_U32.unpack(self.read(address, 4))[0])
+
+    def _words_at(self, address: int, width: Literal[4, 8]) -> tuple[int, int, memoryview] | None:
+        """The run at `address` as words; None where it is no buffer, or its start no multiple of a word."""
+        run = self.run_at(address)
+        if run is None or not isinstance(run.backing, memoryview) or run.start % width or sys.byteorder != "little":
+            return None
+        size = run.size // width * width
+        words = run.backing[run.offset : run.offset + size].cast("Q" if width == 8 else "I")
+        return run.start, run.start + size, words
+
+    def release(self) -> None:
+        """Let go of the views kept for speed, so that the owner of a buffer can close it. The memory stays usable."""
+        self.words64 = self.words32 = _NO_WORDS
 
     def view(self, address: int, size: int) -> NDArray[np.uint8]:
         """`size` bytes at `address` as an array (size,) of uint8: without a copy where one buffer holds them all.
@@ -159,7 +192,9 @@ class PhysicalMemory:
         if not self.runs or not len(addresses):
             return out, readable
         index = np.searchsorted(self._start_array, addresses, side="right").astype(np.int64) - 1
-        inside = (index >= 0) & (addresses + np.uint64(size) <= self._end_array[np.maximum(index, 0)])
+        ends = self._end_array[np.maximum(index, 0)]
+        started = (index >= 0) & (addresses < ends)
+        inside = started & (ends >= np.uint64(size)) & (addresses <= ends - np.uint64(size))
         for number in np.unique(index[inside]):
             run = self.runs[number]
             rows = np.nonzero(inside & (index == number))[0]
@@ -175,7 +210,7 @@ class PhysicalMemory:
                 except UnreadableMemoryError:
                     continue
                 readable[row] = True
-        for row in np.nonzero(~inside)[0]:  # spans that cross from one run into the next
+        for row in np.nonzero(started & ~inside)[0]:  # spans that cross from one run into the next
             try:
                 out[row] = np.frombuffer(self.read(int(addresses[row]), size), dtype=np.uint8)
             except UnreadableMemoryError:
@@ -204,3 +239,14 @@ class PhysicalMemory:
             else:
                 run.backing.write(offset, part)
             done += length
+
+
+def _read_piece(run: Run, offset: int, length: int, address: int) -> bytes:
+    """`length` bytes from `offset` of the run's backing; an error speaks of the guest-physical `address` of these."""
+    if isinstance(run.backing, memoryview):
+        return bytes(run.backing[offset : offset + length])
+    try:
+        return run.backing.read(offset, length)
+    except UnreadableMemoryError as error:
+        into = error.address - offset if offset <= error.address < offset + length else 0
+        raise UnreadableMemoryError(address + into, min(error.size, length - into), error.reason) from error

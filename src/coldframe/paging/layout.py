@@ -155,8 +155,8 @@ class PteLayout:
     def is_vad_marker(self, stored: int) -> bool:
         """Whether `stored` (as it stands in the table, and not in transition) says "look in the VAD".
 
-        That is PageFileHigh all ones, `MI_PTE_LOOKUP_NEEDED`. It already has the swizzle mask's bit, so only the stored value tells: taking
-        the mask out first would break a marker that was written without SwizzleBit.
+        That is PageFileHigh all ones, `MI_PTE_LOOKUP_NEEDED`. It already has the swizzle mask's bit, so only the
+        stored value tells: taking the mask out first would break a marker that was written without SwizzleBit.
         """
         return self.page_file_high.get(stored) == self.page_file_high.largest
 

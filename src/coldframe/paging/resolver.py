@@ -82,7 +82,7 @@ class Resolver:
 
         # For each level above the PTEs: name, shift and mask that give the entry's offset in its table, the frame
         # mask of a large entry (or 0), and how much one entry maps.
-        width = format.entry_size.bit_length() - 1
+        self._width = width = format.entry_size.bit_length() - 1
         self._tables = [
             (level.name, level.shift - width, ((1 << level.bits) - 1) << width, level.large_frame, 1 << level.shift)
             for level in format.levels[:-1]
@@ -110,9 +110,19 @@ class Resolver:
         """
         notes = Notes(address)
         page = notes.page(self._walk(dtb, address, vads, notes))
-        if self.pages is None or page.readable or self.pages.read_page(page) is None:
+        if page.readable or self.supplied(page) is None:
             return page
         return replace(page, supplied=True, reason="", hole=0)
+
+    def supplied(self, page: Page) -> bytes | None:
+        """The 4096 bytes of a page that left RAM, where the page source has them."""
+        if self.pages is None:
+            return None
+        try:
+            held = self.pages.read_page(page)
+        except (UnreadableMemoryError, FormatError):
+            return None
+        return held if held is not None and len(held) == PAGE_SIZE else None
 
     def translate(self, dtb: int, address: int, vads: FindsVads | None = None) -> int | None:
         """The guest-physical address of the byte at `address`, or None where `resolve` finds none in RAM."""
@@ -127,14 +137,18 @@ class Resolver:
         """Walk the tables; a physical address, `ZERO` or `ABSENT`. The one algorithm."""
         if not 0 <= address < self._low_end and not self._high_start <= address < 1 << 64:
             return ABSENT if notes is None else self._not_canonical(address, notes)
-        read = self._read
+        read, width = self._read, self._width
+        start, end, words = self.physical.words64 if width == 3 else self.physical.words32
         table = dtb & self._root
         supplied: bytes | None = None
         name, at, span = "", 0, PAGE_SIZE
         try:
             for name, shift, index, large_frame, span in self._tables:
                 at = table + (address >> shift & index)
-                stored = read(at) if supplied is None else self._supplied_entry(supplied, at)
+                if supplied is not None:
+                    stored = self._supplied_entry(supplied, at)
+                else:
+                    stored = words[(at - start) >> width] if start <= at < end else read(at)
                 if not stored & VALID:
                     found = self._invalid_table(Asked(address, vads, notes, depth), Entry(name, at, stored, span))
                     if isinstance(found, int):
@@ -149,7 +163,10 @@ class Resolver:
                     notes.steps.append(self._valid_step(Entry(name, at, stored, span), table))
             name, span = "PTE", PAGE_SIZE
             at = table + (address >> self._pte_shift & self._pte_index)
-            stored = read(at) if supplied is None else self._supplied_entry(supplied, at)
+            if supplied is not None:
+                stored = self._supplied_entry(supplied, at)
+            else:
+                stored = words[(at - start) >> width] if start <= at < end else read(at)
         except UnreadableMemoryError as error:
             if notes is None:
                 return ABSENT
@@ -157,9 +174,12 @@ class Resolver:
         if not stored & VALID:
             return self._invalid_pte(Asked(address, vads, notes, depth), Entry("PTE", at, stored, PAGE_SIZE))
         frame = stored & self._frame
+        physical = frame | address & PAGE_MASK
+        if notes is None and start <= physical < end:
+            return physical
         if notes is not None:
             notes.steps.append(self._valid_step(Entry("PTE", at, stored, PAGE_SIZE), frame))
-        return self._in_ram(frame | address & PAGE_MASK, State.VALID, notes)
+        return self._in_ram(physical, State.VALID, notes)
 
     def _supplied_entry(self, table: bytes, offset: int) -> int:
         return int.from_bytes(table[offset : offset + self._entry_size], "little")
@@ -220,13 +240,11 @@ class Resolver:
         if notes is None and self.pages is None:
             return ABSENT
         state, slot = self._slot(value, layout)
-        held = None
-        if self.pages is not None:
-            held = self.pages.read_page(Page(asked.address, state, via=(Via.PAGED_TABLE,), pagefile=slot))
+        held = self.supplied(Page(asked.address, state, via=(Via.PAGED_TABLE,), pagefile=slot))
         if notes is not None:
             notes.passes(Via.PAGED_TABLE)
             notes.steps.append(self._invalid_step(entry, value, f"table in {self._place(state, slot)}"))
-        if held is not None and len(held) == PAGE_SIZE:
+        if held is not None:
             return Table(0, held)
         if notes is None:
             return ABSENT
@@ -329,8 +347,8 @@ class Resolver:
             return None
         inner = Notes(pointer)
         page = inner.page(self._walk(self.kernel_dtb, pointer, None, inner, asked.depth + 1))
-        held = None if self.pages is None else self.pages.read_page(page)
-        if held is not None and len(held) == PAGE_SIZE:
+        held = self.supplied(page)
+        if held is not None:
             return self._supplied_entry(held, pointer & PAGE_MASK)
         if asked.notes is not None:
             asked.notes.pagefile = page.pagefile

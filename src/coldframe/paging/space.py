@@ -95,10 +95,9 @@ class AddressSpace:
 
     def _read_supplied(self, address: int, length: int) -> bytes:
         page = self.resolve(address)
-        if page.supplied and self.resolver.pages is not None:
-            data = self.resolver.pages.read_page(page)
-            if data is not None and len(data) == PAGE_SIZE:
-                return data[address & PAGE_MASK :][:length]
+        data = self.resolver.supplied(page)
+        if data is not None:
+            return data[address & PAGE_MASK :][:length]
         raise UnreadableMemoryError(address, page.hole or PAGE_SIZE - (address & PAGE_MASK), page.reason)
 
     def read_padded(self, address: int, size: int) -> tuple[bytes, list[tuple[int, int]]]:
@@ -142,10 +141,16 @@ class AddressSpace:
 
     def u32(self, address: int) -> int:
         """The little-endian 32-bit value at `address`."""
+        base = self._locate(address)
+        if base >= 0 and not address & 3:
+            return self._physical.u32(base | (address & PAGE_MASK))
         return int(_U32.unpack(self.read(address, 4))[0])
 
     def u64(self, address: int) -> int:
         """The little-endian 64-bit value at `address`."""
+        base = self._locate(address)
+        if base >= 0 and not address & 7:
+            return self._physical.u64(base | (address & PAGE_MASK))
         return int(_U64.unpack(self.read(address, 8))[0])
 
     def read_cstring(self, address: int, limit: int = 4096) -> bytes:
