@@ -208,9 +208,11 @@ void KdPrint(const char *format, ...); /* {"event":"debug","text":"..."}; %s tex
 NORETURN void KeBugCheckEx(ULONG code, ULONG64 p1, ULONG64 p2, ULONG64 p3, ULONG64 p4);
 #define NT_ASSERT(x) ((x) ? (void)0 : KeBugCheckEx(0xdead, (ULONG64)(__FILE__ ""), __LINE__, 0, 0))
 
+#ifndef NT_USER_MODE /* guest/user has the types above and none of the kernel */
 #include "ke.h"
 #include "ob.h"
 #include "ps.h"
+#endif
 
 #else
 #include NT_LAYOUT_HEADER

@@ -1,0 +1,21 @@
+/* services.exe: starts the service hosts, states.exe (every page state, steadily) and notepad.exe, then stays.
+ * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, and what notepad.exe takes: THREADS, WRITES, PACE. */
+#include "user.h"
+
+static void ScStartNotepad(void) {
+    char words[128];
+    WCHAR line[128];
+    SIZE_T length = RtlFormatText(words, sizeof words, "notepad.exe threads=%u writes=%u pace=%u", RtlBootOption("THREADS", 3),
+                                  RtlBootOption("WRITES", 0), RtlBootOption("PACE", 20));
+    for (SIZE_T i = 0; i <= length; i++) line[i] = (WCHAR)words[i];
+    RtlStartProgram(L"C:\\Windows\\System32\\notepad.exe", line);
+}
+
+void NtProcessStartup(PEB *peb) {
+    (void)peb;
+    for (ULONG64 n = RtlBootOption("SERVICES", 4); n; n--)
+        RtlStartProgram(L"C:\\Windows\\System32\\svchost.exe", L"svchost.exe -k minint");
+    if (RtlBootOption("STATES", 1)) RtlStartProgram(L"C:\\Windows\\System32\\states.exe", L"states.exe");
+    if (RtlBootOption("NOTEPAD", 1)) ScStartNotepad();
+    for (;;) RtlSleep(1000);
+}
