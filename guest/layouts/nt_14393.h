@@ -1001,6 +1001,7 @@
 #define HAVE__MI_PAGING_FILE_SPACE_BITMAPS 1
 #define SIZEOF__MI_HARDWARE_STATE 0x110
 #define SIZEOF__MI_SYSTEM_VA_STATE 0x340
+#define SIZEOF__MI_PAGING_IO_STATE 0x50
 #define SIZEOF__MI_VISIBLE_STATE 0x840
 #define SIZEOF__MI_SYSTEM_INFORMATION 0x1bc0
 #define HAVE__MI_SYSTEM_INFORMATION 1
@@ -1010,6 +1011,8 @@
 #define OFF__MI_SYSTEM_INFORMATION__Partitions 0xb70
 #define OFF__MI_SYSTEM_INFORMATION__Hardware_InvalidPteMask 0x5c0
 #define OFF__MI_SYSTEM_INFORMATION__Hardware_PhysicalAddressBits 0x5a4
+#define HAVE__MI_SYSTEM_INFORMATION__PagingIo 1
+#define OFF__MI_SYSTEM_INFORMATION__PagingIo 0x11f0
 #define HAVE__MI_HARDWARE_STATE 1
 #define OFF__MI_HARDWARE_STATE__InvalidPteMask 0x60
 #define OFF__MI_HARDWARE_STATE__PhysicalAddressBits 0x44
@@ -1041,6 +1044,7 @@
 #define OFF__MI_VISIBLE_STATE__ProcessCommit 0x150
 #define OFF__MI_VISIBLE_STATE__SystemVaRegions 0x760
 #define SIZEOF__MI_PARTITION_CORE 0x160
+#define SIZEOF__MI_PARTITION_PAGE_LISTS 0xf40
 #define SIZEOF__MI_VISIBLE_PARTITION 0x1380
 #define SIZEOF__MI_PARTITION 0x2c00
 #define HAVE__MI_PARTITION 1
@@ -1071,6 +1075,12 @@
 #define OFF__MI_VISIBLE_PARTITION__ModifiedNoWritePageListHead 0x400
 #define OFF__MI_VISIBLE_PARTITION__TotalPagesForPagingFile 0x430
 #define OFF__MI_VISIBLE_PARTITION__ProcessLockedFilePages 0x440
+#define HAVE__MI_PARTITION_PAGE_LISTS 1
+#define OFF__MI_PARTITION_PAGE_LISTS__ZeroedPageListHead 0x40
+#define OFF__MI_PARTITION_PAGE_LISTS__FreePageListHead 0x80
+#define OFF__MI_PARTITION_PAGE_LISTS__StandbyPageListHead 0xc0
+#define HAVE__MI_PAGING_IO_STATE 1
+#define OFF__MI_PAGING_IO_STATE__PageFileHead 0x0
 #define HAVE__MI_PARTITION_CORE 1
 #define OFF__MI_PARTITION_CORE__PartitionId 0x0
 #define OFF__MI_PARTITION_CORE__MemoryRuns 0x88
@@ -1196,6 +1206,7 @@ struct _MI_EXTRA_IMAGE_INFORMATION;
 struct _MI_HARDWARE_STATE;
 struct _MI_PAGE_COMBINING_SUPPORT;
 struct _MI_PAGING_FILE_SPACE_BITMAPS;
+struct _MI_PAGING_IO_STATE;
 struct _MI_PARTITION;
 struct _MI_PARTITION_COMMIT;
 struct _MI_PARTITION_CORE;
@@ -1366,6 +1377,7 @@ typedef struct _MI_EXTRA_IMAGE_INFORMATION MI_EXTRA_IMAGE_INFORMATION, *PMI_EXTR
 typedef struct _MI_HARDWARE_STATE MI_HARDWARE_STATE, *PMI_HARDWARE_STATE;
 typedef struct _MI_PAGE_COMBINING_SUPPORT MI_PAGE_COMBINING_SUPPORT, *PMI_PAGE_COMBINING_SUPPORT;
 typedef struct _MI_PAGING_FILE_SPACE_BITMAPS MI_PAGING_FILE_SPACE_BITMAPS, *PMI_PAGING_FILE_SPACE_BITMAPS;
+typedef struct _MI_PAGING_IO_STATE MI_PAGING_IO_STATE, *PMI_PAGING_IO_STATE;
 typedef struct _MI_PARTITION MI_PARTITION, *PMI_PARTITION;
 typedef struct _MI_PARTITION_COMMIT MI_PARTITION_COMMIT, *PMI_PARTITION_COMMIT;
 typedef struct _MI_PARTITION_CORE MI_PARTITION_CORE, *PMI_PARTITION_CORE;
@@ -4023,6 +4035,11 @@ struct _MI_PARTITION_STATE {
     unsigned long long __opaque[12];
 };
 
+struct _MI_PAGING_IO_STATE {
+    struct _RTL_AVL_TREE PageFileHead;
+    unsigned char __pad1[0x48];
+};
+
 struct _MI_SPECIAL_POOL {
     unsigned long long __opaque[10];
 };
@@ -4065,7 +4082,9 @@ struct _MI_SYSTEM_INFORMATION {
     struct _MI_SYSTEM_VA_STATE SystemVa;
     unsigned char __pad3[0x1b0];
     struct _MI_PARTITION_STATE Partitions;
-    unsigned char __pad4[0x7b0];
+    unsigned char __pad4[0x620];
+    struct _MI_PAGING_IO_STATE PagingIo;
+    unsigned char __pad5[0x140];
     struct _MI_VISIBLE_STATE Vs;
 };
 
@@ -4095,7 +4114,13 @@ struct _MI_PARTITION_SEGMENTS {
 };
 
 struct _MI_PARTITION_PAGE_LISTS {
-    unsigned long long __opaque[488];
+    unsigned char __pad1[0x40];
+    struct _MMPFNLIST ZeroedPageListHead;
+    unsigned char __pad2[0x18];
+    struct _MMPFNLIST FreePageListHead;
+    unsigned char __pad3[0x18];
+    struct _MMPFNLIST StandbyPageListHead;
+    unsigned char __pad4[0xe58];
 };
 
 struct _MI_PARTITION_COMMIT {
@@ -5210,6 +5235,7 @@ _Static_assert(sizeof(struct _MI_HARDWARE_STATE) == 0x110, "_MI_HARDWARE_STATE")
 _Static_assert(sizeof(struct _MI_PTE_CHAIN_HEAD) == 0x18, "_MI_PTE_CHAIN_HEAD");
 _Static_assert(sizeof(struct _MI_SYSTEM_VA_STATE) == 0x340, "_MI_SYSTEM_VA_STATE");
 _Static_assert(sizeof(struct _MI_PARTITION_STATE) == 0x60, "_MI_PARTITION_STATE");
+_Static_assert(sizeof(struct _MI_PAGING_IO_STATE) == 0x50, "_MI_PAGING_IO_STATE");
 _Static_assert(sizeof(struct _MI_SPECIAL_POOL) == 0x50, "_MI_SPECIAL_POOL");
 _Static_assert(sizeof(struct _MM_PAGED_POOL_INFO) == 0x38, "_MM_PAGED_POOL_INFO");
 _Static_assert(sizeof(struct _MI_SYSTEM_PTE_TYPE) == 0x68, "_MI_SYSTEM_PTE_TYPE");
@@ -5222,6 +5248,7 @@ _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, SystemVa) == 0x
 _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Partitions) == 0xb70, "_MI_SYSTEM_INFORMATION.Partitions");
 _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Hardware.InvalidPteMask) == 0x5c0, "_MI_SYSTEM_INFORMATION.Hardware.InvalidPteMask");
 _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Hardware.PhysicalAddressBits) == 0x5a4, "_MI_SYSTEM_INFORMATION.Hardware.PhysicalAddressBits");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, PagingIo) == 0x11f0, "_MI_SYSTEM_INFORMATION.PagingIo");
 _Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, InvalidPteMask) == 0x60, "_MI_HARDWARE_STATE.InvalidPteMask");
 _Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, PhysicalAddressBits) == 0x44, "_MI_HARDWARE_STATE.PhysicalAddressBits");
 _Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, TotalPagesAllowed) == 0x50, "_MI_HARDWARE_STATE.TotalPagesAllowed");
@@ -5284,6 +5311,10 @@ _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ModifiedPageList
 _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ModifiedNoWritePageListHead) == 0x400, "_MI_VISIBLE_PARTITION.ModifiedNoWritePageListHead");
 _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, TotalPagesForPagingFile) == 0x430, "_MI_VISIBLE_PARTITION.TotalPagesForPagingFile");
 _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ProcessLockedFilePages) == 0x440, "_MI_VISIBLE_PARTITION.ProcessLockedFilePages");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_PAGE_LISTS, ZeroedPageListHead) == 0x40, "_MI_PARTITION_PAGE_LISTS.ZeroedPageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_PAGE_LISTS, FreePageListHead) == 0x80, "_MI_PARTITION_PAGE_LISTS.FreePageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_PAGE_LISTS, StandbyPageListHead) == 0xc0, "_MI_PARTITION_PAGE_LISTS.StandbyPageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_PAGING_IO_STATE, PageFileHead) == 0x0, "_MI_PAGING_IO_STATE.PageFileHead");
 _Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, PartitionId) == 0x0, "_MI_PARTITION_CORE.PartitionId");
 _Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, MemoryRuns) == 0x88, "_MI_PARTITION_CORE.MemoryRuns");
 _Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, PageRoot) == 0x38, "_MI_PARTITION_CORE.PageRoot");

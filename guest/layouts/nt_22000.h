@@ -1043,6 +1043,7 @@
 #define HAVE__MI_PAGING_FILE_SPACE_BITMAPS 1
 #define SIZEOF__MI_HARDWARE_STATE 0x11c0
 #define SIZEOF__MI_SYSTEM_VA_STATE 0x500
+#define SIZEOF__MI_PAGING_IO_STATE 0xb0
 #define SIZEOF__MI_VISIBLE_STATE 0xcc0
 #define SIZEOF__MI_SYSTEM_INFORMATION 0x50c0
 #define HAVE__MI_SYSTEM_INFORMATION 1
@@ -1054,6 +1055,8 @@
 #define OFF__MI_SYSTEM_INFORMATION__Hardware_PhysicalAddressBits 0x16e0
 #define HAVE__MI_SYSTEM_INFORMATION__Vs_SystemVaType 1
 #define OFF__MI_SYSTEM_INFORMATION__Vs_SystemVaType 0x4ed0
+#define HAVE__MI_SYSTEM_INFORMATION__PagingIo 1
+#define OFF__MI_SYSTEM_INFORMATION__PagingIo 0x4140
 #define HAVE__MI_HARDWARE_STATE 1
 #define OFF__MI_HARDWARE_STATE__InvalidPteMask 0xc0
 #define OFF__MI_HARDWARE_STATE__PhysicalAddressBits 0x60
@@ -1085,6 +1088,7 @@
 #define HAVE__MI_VISIBLE_STATE__SystemVaType 1
 #define OFF__MI_VISIBLE_STATE__SystemVaType 0xad0
 #define SIZEOF__MI_PARTITION_CORE 0x1d0
+#define SIZEOF__MI_PARTITION_PAGE_LISTS 0x3500
 #define SIZEOF__MI_VISIBLE_PARTITION 0x1280
 #define SIZEOF__MI_PARTITION 0x53c0
 #define HAVE__MI_PARTITION 1
@@ -1115,6 +1119,12 @@
 #define OFF__MI_VISIBLE_PARTITION__ModifiedNoWritePageListHead 0x2c0
 #define OFF__MI_VISIBLE_PARTITION__TotalPagesForPagingFile 0x320
 #define OFF__MI_VISIBLE_PARTITION__ProcessLockedFilePages 0x330
+#define HAVE__MI_PARTITION_PAGE_LISTS 1
+#define OFF__MI_PARTITION_PAGE_LISTS__ZeroedPageListHead 0x40
+#define OFF__MI_PARTITION_PAGE_LISTS__FreePageListHead 0xc0
+#define OFF__MI_PARTITION_PAGE_LISTS__StandbyPageListHead 0x140
+#define HAVE__MI_PAGING_IO_STATE 1
+#define OFF__MI_PAGING_IO_STATE__PageFileHead 0x0
 #define HAVE__MI_PARTITION_CORE 1
 #define OFF__MI_PARTITION_CORE__PartitionId 0x0
 #define OFF__MI_PARTITION_CORE__MemoryRuns 0x60
@@ -1241,6 +1251,7 @@ struct _MI_EXTRA_IMAGE_INFORMATION;
 struct _MI_HARDWARE_STATE;
 struct _MI_PAGE_COMBINING_SUPPORT;
 struct _MI_PAGING_FILE_SPACE_BITMAPS;
+struct _MI_PAGING_IO_STATE;
 struct _MI_PARTITION;
 struct _MI_PARTITION_COMMIT;
 struct _MI_PARTITION_CORE;
@@ -1418,6 +1429,7 @@ typedef struct _MI_EXTRA_IMAGE_INFORMATION MI_EXTRA_IMAGE_INFORMATION, *PMI_EXTR
 typedef struct _MI_HARDWARE_STATE MI_HARDWARE_STATE, *PMI_HARDWARE_STATE;
 typedef struct _MI_PAGE_COMBINING_SUPPORT MI_PAGE_COMBINING_SUPPORT, *PMI_PAGE_COMBINING_SUPPORT;
 typedef struct _MI_PAGING_FILE_SPACE_BITMAPS MI_PAGING_FILE_SPACE_BITMAPS, *PMI_PAGING_FILE_SPACE_BITMAPS;
+typedef struct _MI_PAGING_IO_STATE MI_PAGING_IO_STATE, *PMI_PAGING_IO_STATE;
 typedef struct _MI_PARTITION MI_PARTITION, *PMI_PARTITION;
 typedef struct _MI_PARTITION_COMMIT MI_PARTITION_COMMIT, *PMI_PARTITION_COMMIT;
 typedef struct _MI_PARTITION_CORE MI_PARTITION_CORE, *PMI_PARTITION_CORE;
@@ -4288,6 +4300,11 @@ struct _MI_PARTITION_STATE {
     unsigned long long __opaque[344];
 };
 
+struct _MI_PAGING_IO_STATE {
+    struct _RTL_AVL_TREE PageFileHead;
+    unsigned char __pad1[0xa8];
+};
+
 struct _MM_PAGED_POOL_INFO {
     unsigned long long __opaque[3];
 };
@@ -4326,7 +4343,9 @@ struct _MI_SYSTEM_INFORMATION {
     struct _MI_SYSTEM_VA_STATE SystemVa;
     unsigned char __pad2[0x140];
     struct _MI_PARTITION_STATE Partitions;
-    unsigned char __pad3[0xac0];
+    unsigned char __pad3[0x800];
+    struct _MI_PAGING_IO_STATE PagingIo;
+    unsigned char __pad4[0x210];
     struct _MI_VISIBLE_STATE Vs;
 };
 
@@ -4354,7 +4373,13 @@ struct _MI_PARTITION_SEGMENTS {
 };
 
 struct _MI_PARTITION_PAGE_LISTS {
-    unsigned long long __opaque[1696];
+    unsigned char __pad1[0x40];
+    struct _MMPFNLIST ZeroedPageListHead;
+    unsigned char __pad2[0x28];
+    struct _MMPFNLIST FreePageListHead;
+    unsigned char __pad3[0x28];
+    struct _MMPFNLIST StandbyPageListHead;
+    unsigned char __pad4[0x3368];
 };
 
 struct _MI_PARTITION_COMMIT {
@@ -5488,6 +5513,7 @@ _Static_assert(sizeof(struct _MI_PAGING_FILE_SPACE_BITMAPS) == 0x28, "_MI_PAGING
 _Static_assert(sizeof(struct _MI_HARDWARE_STATE) == 0x11c0, "_MI_HARDWARE_STATE");
 _Static_assert(sizeof(struct _MI_SYSTEM_VA_STATE) == 0x500, "_MI_SYSTEM_VA_STATE");
 _Static_assert(sizeof(struct _MI_PARTITION_STATE) == 0xac0, "_MI_PARTITION_STATE");
+_Static_assert(sizeof(struct _MI_PAGING_IO_STATE) == 0xb0, "_MI_PAGING_IO_STATE");
 _Static_assert(sizeof(struct _MM_PAGED_POOL_INFO) == 0x18, "_MM_PAGED_POOL_INFO");
 _Static_assert(sizeof(struct _MI_SYSTEM_PTE_TYPE) == 0x58, "_MI_SYSTEM_PTE_TYPE");
 _Static_assert(sizeof(struct _MI_SYSTEM_VA_ASSIGNMENT) == 0x10, "_MI_SYSTEM_VA_ASSIGNMENT");
@@ -5500,6 +5526,7 @@ _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Partitions) == 
 _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Hardware.InvalidPteMask) == 0x1740, "_MI_SYSTEM_INFORMATION.Hardware.InvalidPteMask");
 _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Hardware.PhysicalAddressBits) == 0x16e0, "_MI_SYSTEM_INFORMATION.Hardware.PhysicalAddressBits");
 _Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, Vs.SystemVaType) == 0x4ed0, "_MI_SYSTEM_INFORMATION.Vs.SystemVaType");
+_Static_assert(__builtin_offsetof(struct _MI_SYSTEM_INFORMATION, PagingIo) == 0x4140, "_MI_SYSTEM_INFORMATION.PagingIo");
 _Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, InvalidPteMask) == 0xc0, "_MI_HARDWARE_STATE.InvalidPteMask");
 _Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, PhysicalAddressBits) == 0x60, "_MI_HARDWARE_STATE.PhysicalAddressBits");
 _Static_assert(__builtin_offsetof(struct _MI_HARDWARE_STATE, TotalPagesAllowed) == 0x70, "_MI_HARDWARE_STATE.TotalPagesAllowed");
@@ -5562,6 +5589,10 @@ _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ModifiedPageList
 _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ModifiedNoWritePageListHead) == 0x2c0, "_MI_VISIBLE_PARTITION.ModifiedNoWritePageListHead");
 _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, TotalPagesForPagingFile) == 0x320, "_MI_VISIBLE_PARTITION.TotalPagesForPagingFile");
 _Static_assert(__builtin_offsetof(struct _MI_VISIBLE_PARTITION, ProcessLockedFilePages) == 0x330, "_MI_VISIBLE_PARTITION.ProcessLockedFilePages");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_PAGE_LISTS, ZeroedPageListHead) == 0x40, "_MI_PARTITION_PAGE_LISTS.ZeroedPageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_PAGE_LISTS, FreePageListHead) == 0xc0, "_MI_PARTITION_PAGE_LISTS.FreePageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_PARTITION_PAGE_LISTS, StandbyPageListHead) == 0x140, "_MI_PARTITION_PAGE_LISTS.StandbyPageListHead");
+_Static_assert(__builtin_offsetof(struct _MI_PAGING_IO_STATE, PageFileHead) == 0x0, "_MI_PAGING_IO_STATE.PageFileHead");
 _Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, PartitionId) == 0x0, "_MI_PARTITION_CORE.PartitionId");
 _Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, MemoryRuns) == 0x60, "_MI_PARTITION_CORE.MemoryRuns");
 _Static_assert(__builtin_offsetof(struct _MI_PARTITION_CORE, PageRoot) == 0x18, "_MI_PARTITION_CORE.PageRoot");
