@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar, cast
 
@@ -18,6 +19,7 @@ from coldframe.memory import PhysicalMemory
 from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver
 from coldframe.symbols.model import PdbIdentity, SymbolFile
 from coldframe.windows import processor, startup
+from coldframe.windows.facts import Value, facts
 from coldframe.windows.handle import Handle, Objects, table_of
 from coldframe.windows.kernel import FindsSymbols, KernelLocation, Registers, find_kernel
 from coldframe.windows.module import KERNEL_NAME, Module, holding, loaded, named, read_codeview
@@ -121,6 +123,45 @@ class Guest:
         """Note something that was found damaged or not in RAM and was left out."""
         if text not in self.warnings:
             self.warnings.append(text)
+
+    # What it is
+
+    @cached_property
+    def build(self) -> int | None:
+        """The build number (19041), from nt!NtBuildNumber; None where it cannot be read."""
+        address = self.variable("NtBuildNumber")
+        try:
+            return (
+                None if address is None else self.memory.u32(address) & 0x0FFF_FFFF
+            )  # the upper bits tell the edition
+        except UnreadableMemoryError:
+            return None
+
+    @cached_property
+    def build_lab(self) -> str | None:
+        """The text of nt!NtBuildLabEx or nt!NtBuildLab (`19041.1.amd64fre.vb_release.191206-1406`)."""
+        for name in ("NtBuildLabEx", "NtBuildLab"):
+            address = self.variable(name)
+            try:
+                text = b"" if address is None else self.memory.read_cstring(address, 256)
+            except UnreadableMemoryError:
+                continue
+            if text:
+                return text.decode("latin-1")
+        return None
+
+    @property
+    def kva_shadow(self) -> bool:
+        """Whether the kernel keeps separate tables for user mode (nt!KiKvaShadow)."""
+        address = self.variable("KiKvaShadow")
+        try:
+            return address is not None and bool(self.memory.u8(address))
+        except UnreadableMemoryError:
+            return False
+
+    def facts(self) -> Mapping[str, Value]:
+        """What `info` tells, as plain data."""
+        return facts(self)
 
     # Types and symbols
 
