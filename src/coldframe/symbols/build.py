@@ -46,13 +46,13 @@ def customary_rank(name: str) -> tuple[int, str]:
     return (3 if name.startswith("__") else 2), name
 
 
-def undecorated(name: str, pointer_size: int) -> str:
-    """The C name of a linker symbol.
+def undecorated(name: str) -> str:
+    """The C name of a linker symbol of x86.
 
-    x86 C symbols carry their calling convention: `_f` (cdecl), `_f@8` (stdcall), `@f@8` (fastcall); a C++ name (`?...`)
-    stays as it is. On x64 and ARM64 C names are not decorated.
+    C symbols carry their calling convention there: `_f` (cdecl), `_f@8` (stdcall), `@f@8` (fastcall); a C++ name
+    (`?...`) stays as it is.
     """
-    if pointer_size != 4 or not name or name[0] == "?":
+    if not name or name[0] == "?":
         return name
     plain = name[1:] if name[0] in "_@" else name
     stem, at, digits = plain.rpartition("@")
@@ -137,45 +137,32 @@ class TableBuilder:
             raise FormatError(f"size of {name} does not fit 32 bits: {size:#x}")
         self._definitions[name] = Definition(self.string(name), DEFINITION_KINDS.index(kind), size, *members, base)
 
-    def build(
-        self,
-        identity: PdbIdentity,
-        pointer_size: int,
-        symbols: Iterable[tuple[str, int]],
-    ) -> bytes:
+    def build(self, identity: PdbIdentity, pointer_size: int, symbols: Iterable[tuple[str, int, str]]) -> bytes:
         """The finished table.
 
-        `symbols` are (linker name, RVA); earlier ones win when a name occurs at several RVAs (static functions of
-        different source files), all stay findable by address.
+        `symbols` are (name, RVA, another name to find it by or ""); earlier ones win when a name occurs at several RVAs
+        (static functions of different source files), all stay findable by address.
         """
-        rvas, names, index = self._symbol_sections(symbols, pointer_size)
+        rvas, names, index = self._symbol_sections(symbols)
         definitions: array[int] = array("I")
         for name in sorted(self._definitions, key=_bytes):
             definitions.extend(self._definitions[name])
         meta = {"name": identity.name, "guid": identity.guid, "age": identity.age, "pointer_size": pointer_size}
-        return assemble(
-            [
-                json.dumps(meta).encode(),
-                bytes(self._blob),
-                *map(_little, (self._types, self._fields, self._constants, definitions, rvas, names, index)),
-            ]
-        )
+        numbers = (self._types, self._fields, self._constants, definitions, rvas, names, index)
+        return assemble([json.dumps(meta).encode(), bytes(self._blob), *map(_little, numbers)])
 
-    def _symbol_sections(
-        self, symbols: Iterable[tuple[str, int]], pointer_size: int
-    ) -> tuple[array[int], array[int], array[int]]:
+    def _symbol_sections(self, symbols: Iterable[tuple[str, int, str]]) -> tuple[array[int], array[int], array[int]]:
         """RVAs in order, the name of each, and (name, RVA) pairs in order of the names' bytes, aliases included."""
         by_name: dict[str, int] = {}
         aliases: dict[str, int] = {}
         unique: set[tuple[int, str]] = set()
-        for raw, rva in symbols:
-            if not raw or not 0 <= rva <= _MAX_U32:
+        for name, rva, alias in symbols:
+            if not name or not 0 <= rva <= _MAX_U32:
                 continue
-            name = undecorated(raw, pointer_size)
             unique.add((rva, name))
             by_name.setdefault(name, rva)
-            if name is not raw and name != raw:
-                aliases.setdefault(raw, rva)
+            if alias:
+                aliases.setdefault(alias, rva)
             if name[0] in "_\x7f" and len(name) > 1:
                 aliases.setdefault(name[1:], rva)
         ordered = sorted((rva, *customary_rank(name)) for rva, name in unique)

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from coldframe.errors import FormatError
+from coldframe.symbols.build import undecorated
 from coldframe.symbols.codeview import Symbol
 from coldframe.symbols.msf import Msf
 
@@ -27,6 +28,7 @@ _POINTER_SIZES = {0x014C: 4, 0x01C0: 4, 0x01C2: 4, 0x01C4: 4, 0x0200: 8, 0x8664:
 # Places in the optional debug header, which names further streams.
 _OMAP_FROM_SOURCE, _SECTIONS, _SECTIONS_ORIGINAL = 4, 5, 10
 _NO_STREAM = 0xFFFF
+_X86 = 0x014C
 
 
 class DebugInfo:
@@ -85,42 +87,38 @@ class DebugInfo:
         at = bisect_right(sources, rva) - 1
         return targets[at] + rva - sources[at] if at >= 0 and targets[at] else None
 
-    def symbols(self) -> Iterator[tuple[str, int]]:
-        """(Linker name, RVA): first publics, then variables, then functions of the modules."""
+    def symbols(self) -> Iterator[tuple[str, int, str]]:
+        """(Name, RVA, linker name where it differs): first publics, then variables, then functions of the modules."""
         try:
             yield from self._symbols()
         except (struct.error, IndexError) as error:
             raise FormatError(f"{self._where}: a symbol is cut off: {error}") from error
 
-    def _symbols(self) -> Iterator[tuple[str, int]]:
+    def _symbols(self) -> Iterator[tuple[str, int, str]]:
         data, variables, references = self._msf.stream(self._symbol_stream), [], []
-        for kind, at, end in self._records(data, 0):
-            if kind == Symbol.PUBLIC:
+        decorated = self.machine == _X86
+        for kind, at, end in self._records(data):
+            if kind in (Symbol.PUBLIC, Symbol.PUBLIC_ST):
                 _, offset, section = _PUBLIC(data, at)
                 rva = self.rva(section, offset)
                 if rva is not None:
-                    yield _text(data, at + 10, end), rva
+                    name = _text(data, at + 10, end) if kind == Symbol.PUBLIC else _counted_text(data, at + 10, end)
+                    plain = undecorated(name) if decorated else name
+                    yield plain, rva, "" if plain == name else name
             elif kind in (Symbol.PROCEDURE_REFERENCE, Symbol.LOCAL_PROCEDURE_REFERENCE):
                 references.append(_REFERENCE(data, at))
             elif kind in (Symbol.GLOBAL_DATA, Symbol.LOCAL_DATA):
-                variables.append(at)
-                variables.append(end)
-            elif kind == Symbol.PUBLIC_ST:
-                _, offset, section = _PUBLIC(data, at)
-                rva = self.rva(section, offset)
-                if rva is not None:
-                    text = data[at + 11 : min(end, at + 11 + data[at + 10])]
-                    yield text.decode("utf-8", "surrogateescape"), rva
-        for at, end in zip(variables[::2], variables[1::2], strict=True):
+                variables.append((at, end))
+        for at, end in variables:
             _, offset, section = _PUBLIC(data, at)
             rva = self.rva(section, offset)
             if rva is not None:
-                yield _text(data, at + 10, end), rva
+                yield _text(data, at + 10, end), rva, ""
         yield from self._procedures(references)
 
-    def _records(self, data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
+    def _records(self, data: bytes) -> Iterator[tuple[int, int, int]]:
         """Kind, start of content, end of each symbol record."""
-        stop = len(data)
+        at, stop = 0, len(data)
         while at + 4 <= stop:
             length = data[at] | data[at + 1] << 8
             end = at + 2 + length
@@ -129,7 +127,7 @@ class DebugInfo:
             yield data[at + 2] | data[at + 3] << 8, at + 4, end
             at = end
 
-    def _procedures(self, references: list[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+    def _procedures(self, references: list[tuple[int, int]]) -> Iterator[tuple[str, int, str]]:
         """The functions that the global symbols point to in the modules' streams, static ones too."""
         wanted: dict[int, set[int]] = {}
         for place, module in references:
@@ -152,7 +150,7 @@ class DebugInfo:
                 offset, section = _PROCEDURE(data, place + 4)
                 rva = self.rva(section, offset)
                 if rva is not None:
-                    yield _text(data, place + 39, end), rva
+                    yield _text(data, place + 39, end), rva, ""
 
 
 def _place(streams: tuple[int, ...], place: int) -> int:
@@ -175,3 +173,8 @@ def _module_streams(data: bytes, at: int, end: int) -> list[int]:
 def _text(data: bytes, at: int, end: int) -> str:
     stop = data.find(b"\0", at, end)
     return data[at : stop if stop >= 0 else end].decode("utf-8", "surrogateescape")
+
+
+def _counted_text(data: bytes, at: int, end: int) -> str:
+    """A string of old records: its length in a byte, then its characters."""
+    return data[at + 1 : min(end, at + 1 + data[at])].decode("utf-8", "surrogateescape")

@@ -131,7 +131,7 @@ class _Compiler:
             self.record(name, self.mapping(value, name))
         for name, value in self.section("enums").items():
             self.enum(name, self.mapping(value, name))
-        return self.builder.build(self.identity(), pointer_size, self.symbols())
+        return self.builder.build(self.identity(), pointer_size, self.symbols(pointer_size))
 
     def record(self, name: str, value: Mapping[str, object]) -> None:
         kind = self.text(value.get("kind"), name)
@@ -179,14 +179,18 @@ class _Compiler:
                 return builder.reference(self.text(kind.get("name"), place), reference)
         raise self.fail(place, f"a type, found the kind {kind.get('kind')!r}")
 
-    def symbols(self) -> list[tuple[str, int]]:
-        """(Linker name, RVA); the ones without an RVA (constants) are left out."""
+    def symbols(self, pointer_size: int) -> list[tuple[str, int, str]]:
+        """(Name, RVA, alias); the ones without an RVA (constants) are left out.
+
+        Volatility 3 takes a leading underscore from every name and keeps the name as it was in `linkage_name`. Only on
+        x86 is the short one the C name.
+        """
         found = []
         for name, value in self.section("symbols").items():
             symbol = self.mapping(value, name)
-            address = symbol.get("address")
+            linker, address = self.text(symbol.get("linkage_name", name), name), symbol.get("address")
             if isinstance(address, int):
-                found.append((self.text(symbol.get("linkage_name", name), name), address))
+                found.append((name, address, linker) if pointer_size == 4 else (linker, address, name))
         return found
 
     def identity(self) -> PdbIdentity:

@@ -154,18 +154,18 @@ class TypeStream:
     def _define(self, udt: _Udt) -> None:
         builder = self._builder
         if udt.kind == "enum":
-            base, size = self._enum_base(udt.base)
-            builder.define(udt.name, "enum", size, self._constants(udt.members), base)
+            base, size, signed = self._enum_base(udt.base)
+            builder.define(udt.name, "enum", size, self._constants(udt.members, size if signed else 0), base)
         else:
             builder.define(udt.name, udt.kind, udt.size, self._fields(udt.members))
 
-    def _enum_base(self, index: int, depth: int = 0) -> tuple[int, int]:
-        """Type number and size of the number under an enum; modifiers and enums of enums are seen through."""
+    def _enum_base(self, index: int, depth: int = 0) -> tuple[int, int, bool]:
+        """Type number and size of the number under an enum, whether it is signed; modifiers are seen through."""
         if index < _FIRST_INDEX:
             told = SIMPLE_TYPES.get(index & 0xFF)
             if told is None or index & 0xF00:
                 raise FormatError(f"an enum over the simple type {index:#x}")
-            return self._builder.base(*told), told[1]
+            return self._builder.base(*told), told[1], told[3]
         leaf, at, _ = self._record(index)
         if depth > _MAX_DEPTH or leaf not in (Leaf.MODIFIER, Leaf.ENUM):
             raise FormatError(f"an enum over type {index:#x}, which is no number")
@@ -227,8 +227,9 @@ class TypeStream:
         self._spend(len(found))
         return found
 
-    def _constants(self, index: int) -> tuple[int, int]:
-        data, found = self._data, []
+    def _constants(self, index: int, signed_size: int) -> tuple[int, int]:
+        """Store an enum's constants; those over a signed number of `signed_size` bytes may be written unsigned."""
+        data, found, sign = self._data, [], 1 << 8 * signed_size - 1 if signed_size else 0
         for start, end in self._lists(index):
             at = start
             while at + 4 <= end:
@@ -237,7 +238,7 @@ class TypeStream:
                 elif _U16(data, at)[0] == Member.ENUMERATE:
                     value, at = number(data, at + 4)
                     text, at = name(data, at, end)
-                    found.append((text, value))
+                    found.append((text, value - 2 * sign if sign <= value < 2 * sign else value))
                 else:
                     at = self._skip(at, end)
         self._spend(len(found))
