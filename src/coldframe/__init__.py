@@ -1,1 +1,18 @@
-"""coldframe looks into a Windows guest from outside: any page of any process, whatever state it is in."""
+"""coldframe looks into a Windows guest from outside: any page of any process, whatever state it is in.
+
+import coldframe
+
+with coldframe.open("memory.elf", symbols=["symbols"]) as guest:       # a memory image
+    print([process.name for process in guest.processes])
+
+with coldframe.attach("win10.qmp") as guest:                            # a running QEMU
+    with guest.break_on("nt!NtWriteFile", process="notepad.exe") as writes:
+        for hit in writes:
+            print(hit.process, hit.callstack())
+"""
+
+from coldframe.target import attach, open_image, open_target
+
+open = open_image  # noqa: A001 - `coldframe.open` reads as what it does
+
+__all__ = ["attach", "open", "open_image", "open_target"]

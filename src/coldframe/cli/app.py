@@ -1,0 +1,19 @@
+"""The verbs, gathered: each module of the command line registers its own on `app`."""
+
+from __future__ import annotations
+
+import typer
+
+from coldframe.cli import live, lists, pages, practice
+
+app = typer.Typer(
+    name="coldframe",
+    help="Look into a Windows guest from outside: memory images, running QEMU/KVM machines, libvirt domains.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+for room in (lists, pages, live, practice):
+    room.register(app)

@@ -1,0 +1,174 @@
+"""`info` and the lists: `ps`, `threads`, `modules`, `drivers`, `vads`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coldframe.cli.options import Json, SymbolPaths, Target
+from coldframe.cli.render import Address, Value, print_facts, print_json, print_rows
+from coldframe.target import open_target
+
+if TYPE_CHECKING:
+    from coldframe.windows import Guest, Module, Process
+
+Row = Mapping[str, Value]
+
+OnlyPid = Annotated[
+    int | None, typer.Option("--pid", "-p", metavar="N", help="Only this process (default: all).", min=0)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs to `app`."""
+    for verb in (info, ps, threads, modules, drivers, vads):
+        app.command()(verb)
+
+
+def info(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None:
+    """What the target is: kernel build, symbols, page tables, RAM, paging files, vCPUs.
+
+    \b
+    coldframe info win10.qmp
+    coldframe info memory.dmp --symbols ./symbols --json
+    """
+    with open_target(target, symbols=symbols) as guest:
+        facts = guest.facts()
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(facts)
+
+
+def ps(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None:
+    """Processes, in the order of the kernel's list.
+
+    \b
+    coldframe ps win10.qmp
+    coldframe ps memory.dmp --json | jq -r '.[].name'
+    """
+    with open_target(target, symbols=symbols) as guest:
+        print_rows(
+            (_process_row(process) for process in guest.processes),
+            as_json=as_json,
+            columns=("pid", "ppid", "name", "eprocess", "dtb", "user_dtb", "wow64", "created", "exited"),
+        )
+
+
+def threads(target: Target, symbols: SymbolPaths, pid: OnlyPid = None, as_json: Json = False) -> None:
+    """Threads of all processes, or of one.
+
+    \b
+    coldframe threads win10.qmp --pid 812
+    """
+    with open_target(target, symbols=symbols) as guest:
+        print_rows(
+            (
+                {
+                    "pid": process.pid,
+                    "process": process.name,
+                    "tid": thread.tid,
+                    "ethread": Address(thread.ethread.address),
+                    "state": thread.state,
+                    "start": Address(thread.start_address),
+                    "start_symbol": guest.symbolize(thread.start_address, process),
+                }
+                for process in _chosen(guest, pid)
+                for thread in process.threads
+            ),
+            as_json=as_json,
+            columns=("pid", "process", "tid", "ethread", "state", "start", "start_symbol"),
+        )
+
+
+def modules(target: Target, symbols: SymbolPaths, pid: OnlyPid = None, as_json: Json = False) -> None:
+    """User-mode modules of all processes, or of one.
+
+    \b
+    coldframe modules win10.qmp --pid 812
+    """
+    with open_target(target, symbols=symbols) as guest:
+        print_rows(
+            (
+                {"pid": process.pid, "process": process.name, **_module_row(module)}
+                for process in _chosen(guest, pid)
+                for module in process.modules
+            ),
+            as_json=as_json,
+            columns=("pid", "process", "base", "size", "name", "path", "pdb"),
+        )
+
+
+def drivers(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None:
+    """Kernel modules: the kernel and the drivers that it has loaded.
+
+    \b
+    coldframe drivers win10.qmp
+    """
+    with open_target(target, symbols=symbols) as guest:
+        print_rows(
+            (_module_row(module) for module in guest.drivers),
+            as_json=as_json,
+            columns=("base", "size", "name", "path", "pdb"),
+        )
+
+
+def vads(target: Target, symbols: SymbolPaths, pid: OnlyPid = None, as_json: Json = False) -> None:
+    """Virtual address descriptors: what each range of a process's address space is.
+
+    \b
+    coldframe vads win10.qmp --pid 812
+    """
+    with open_target(target, symbols=symbols) as guest:
+        print_rows(
+            (
+                {
+                    "pid": process.pid,
+                    "process": process.name,
+                    "vad": Address(vad.address),
+                    "start": Address(vad.start),
+                    "end": Address(vad.end),
+                    "kind": vad.kind,
+                    "protection": vad.protection,
+                    "file": vad.file,
+                }
+                for process in _chosen(guest, pid)
+                for vad in process.vads
+            ),
+            as_json=as_json,
+            columns=("pid", "process", "vad", "start", "end", "kind", "protection", "file"),
+        )
+
+
+def _chosen(guest: Guest, pid: int | None) -> Iterator[Process]:
+    if pid is None:
+        yield from guest.processes
+    else:
+        yield guest.process(pid)
+
+
+def _process_row(process: Process) -> Row:
+    return {
+        "pid": process.pid,
+        "ppid": process.ppid,
+        "name": process.name,
+        "eprocess": Address(process.eprocess.address),
+        "dtb": Address(process.dtb),
+        "user_dtb": None if process.user_dtb is None else Address(process.user_dtb),
+        "wow64": process.wow64,
+        "created": process.created,
+        "exited": process.exited,
+    }
+
+
+def _module_row(module: Module) -> Row:
+    identity = module.pdb
+    return {
+        "base": Address(module.base),
+        "size": Address(module.size),
+        "name": module.name,
+        "path": module.path,
+        "pdb": None if identity is None else str(identity),
+    }

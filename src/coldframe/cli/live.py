@@ -1,0 +1,123 @@
+"""Verbs on a running guest: `trace` and `stack`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coldframe.cli.options import Json, SymbolPaths, Target
+from coldframe.cli.render import Address, Value, err, out, print_json, print_rows, printable
+from coldframe.errors import UsageError
+from coldframe.target import attach, open_target
+
+if TYPE_CHECKING:
+    from coldframe.debug import Frame
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs to `app`."""
+    app.command()(trace)
+    app.command()(stack)
+
+
+def trace(
+    target: Target,
+    functions: Annotated[
+        list[str], typer.Argument(metavar="FUNCTION...", help="Functions: NtWriteFile, nt!NtReadFile, ntdll!RtlFoo.")
+    ],
+    symbols: SymbolPaths,
+    process: Annotated[
+        str | None, typer.Option("--process", "-P", metavar="NAME|PID", help="Only calls of this process.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", help="End after N calls.", min=1)] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", metavar="SECONDS", help="End after this long.", min=0.0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Break on functions of a running guest; print process, arguments and call stack of each call. Ctrl-C ends it.
+
+    \b
+    coldframe trace win10.qmp NtWriteFile --process notepad.exe
+    coldframe trace win10.qmp nt!NtCreateFile nt!NtReadFile --limit 100 --json
+    """
+    from coldframe.trace import trace as events  # noqa: PLC0415 - only a trace needs the tracers
+
+    count = 0
+    with attach(target, symbols=symbols) as guest:
+        err.print(f"[dim]tracing {printable(', '.join(functions))}; Ctrl-C ends[/dim]")
+        try:
+            for event in events(guest, functions, process=process_of(process), limit=limit, duration=duration):
+                count += 1
+                if as_json:
+                    print_json(event, one_line=True)
+                else:
+                    print_event(event)
+        except KeyboardInterrupt:
+            err.print("[dim]ended by Ctrl-C; the guest runs on[/dim]")
+    err.print(f"[dim]{count} calls[/dim]")
+
+
+def stack(
+    target: Target,
+    symbols: SymbolPaths,
+    tid: Annotated[int | None, typer.Option("--tid", "-t", metavar="N", help="This thread.", min=0)] = None,
+    vcpu: Annotated[int | None, typer.Option("--vcpu", metavar="N", help="What this vCPU runs now.", min=0)] = None,
+    as_json: Json = False,
+) -> None:
+    """The call stack of a thread, or of what a vCPU runs at this moment.
+
+    \b
+    coldframe stack win10.qmp --vcpu 0
+    coldframe stack win10.qmp --tid 1204 --json
+    """
+    from coldframe.debug import thread_callstack, vcpu_callstack  # noqa: PLC0415 - only stacks need the unwinder
+
+    if (tid is None) == (vcpu is None):
+        raise UsageError("expected one of --tid N and --vcpu N")
+    with open_target(target, symbols=symbols) as guest:
+        if tid is not None:
+            frames = thread_callstack(guest, guest.thread(tid))
+        else:
+            assert vcpu is not None
+            frames = vcpu_callstack(guest, vcpu)
+        print_rows(
+            (_frame_row(frame) for frame in frames), as_json=as_json, columns=("stack", "address", "frame", "how")
+        )
+
+
+def process_of(text: str | None) -> str | int | None:
+    """A process as the user named it: a pid when it is a number, else a name."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def print_event(event: Mapping[str, Value]) -> None:
+    """One call for people: a headline, its arguments, its stack."""
+    out.print(
+        f"[bold]{printable(str(event['function']))}[/bold]  {printable(str(event['process']))} "
+        f"({event['pid']}.{event['tid']})  [dim]vCPU {event['vcpu']}[/dim]"
+    )
+    arguments = event["arguments"]
+    assert isinstance(arguments, Mapping)
+    for name, value in arguments.items():
+        out.print(f"    {name} = {printable(_shown(value))}")
+    frames = event["stack"]
+    assert not isinstance(frames, str)
+    for frame in frames if isinstance(frames, list | tuple) else ():
+        out.print(f"      [dim]{printable(str(frame))}[/dim]")
+
+
+def _shown(value: Value) -> str:
+    text = str(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _frame_row(frame: Frame) -> Mapping[str, Value]:
+    return {
+        "stack": Address(frame.stack_pointer),
+        "address": Address(frame.address),
+        "frame": str(frame),
+        "how": frame.how,
+    }

@@ -1,0 +1,159 @@
+"""`pte` and `read`: one address explained, and bytes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coldframe.cli.options import Json, Pid, SymbolPaths, Target, number
+from coldframe.cli.render import Address, Value, err, hex_dump, out, print_json, printable
+from coldframe.errors import UsageError
+from coldframe.target import open_target
+
+if TYPE_CHECKING:
+    from coldframe.paging import AddressSpace, Page
+    from coldframe.windows import Guest
+
+MOST_BYTES = 1 << 40
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs to `app`."""
+    app.command()(pte)
+    app.command()(read)
+
+
+def pte(
+    target: Target,
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="An address, or a symbol such as nt!NtWriteFile.")],
+    symbols: SymbolPaths,
+    pid: Pid = None,
+    as_json: Json = False,
+) -> None:
+    """Explain an address: each entry on the way, the page's state, and what would unlock it.
+
+    \b
+    coldframe pte win10.qmp 0x7ff743655000 --pid 812
+    coldframe pte memory.dmp nt!NtWriteFile --json
+    """
+    with open_target(target, symbols=symbols) as guest:
+        page = _space(guest, pid).resolve(resolve_address(guest, address))
+    if as_json:
+        print_json(page_facts(page, pid))
+    else:
+        for line in page_lines(page):
+            out.print(line)
+
+
+def read(
+    target: Target,
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="An address, or a symbol such as nt!NtWriteFile.")],
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="How many bytes.")],
+    symbols: SymbolPaths,
+    pid: Pid = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the bytes to FILE.")
+    ] = None,
+    padded: Annotated[bool, typer.Option("--padded", help="Zeros for pages that cannot be read, each named.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read virtual memory: a hex dump on a terminal, the bytes themselves where output is piped.
+
+    \b
+    coldframe read win10.qmp 0x7ff743655000 256 --pid 812
+    coldframe read memory.dmp nt!NtWriteFile 4096 -o NtWriteFile.bin
+    """
+    length = number(size)
+    if not 0 < length <= MOST_BYTES:
+        raise UsageError(f"expected a size from 1 to {MOST_BYTES:#x} bytes, found {size}")
+    with open_target(target, symbols=symbols) as guest:
+        start = resolve_address(guest, address)
+        space = _space(guest, pid)
+        data, holes = space.read_padded(start, length) if padded else (space.read(start, length), [])
+        reasons = [space.resolve(hole).reason for hole, _ in holes]
+    for (hole, extent), reason in zip(holes, reasons, strict=True):
+        err.print(f"{hole:#x}-{hole + extent:#x}: {printable(reason)}")
+    if output is not None:
+        output.write_bytes(data)
+    elif as_json:
+        print_json(
+            {
+                "address": Address(start),
+                "size": length,
+                "data": data.hex(),
+                "holes": [
+                    {"address": Address(hole), "size": extent, "reason": reason}
+                    for (hole, extent), reason in zip(holes, reasons, strict=True)
+                ],
+            }
+        )
+    elif sys.stdout.isatty():
+        for line in hex_dump(data, start, holes):
+            out.print(line, markup=False)
+    else:
+        sys.stdout.buffer.write(data)
+
+
+def resolve_address(guest: Guest, text: str) -> int:
+    """The address that `text` is: a number, or `module!symbol`, optionally `+displacement`."""
+    symbol, _, displacement = text.partition("+")
+    if "!" in symbol:
+        return guest.symbol(symbol) + (number(displacement) if displacement else 0)
+    value = number(text)
+    if not 0 <= value < 1 << 64:
+        raise UsageError(f"expected an address below 2^64, found {text}")
+    return value
+
+
+def _space(guest: Guest, pid: int | None) -> AddressSpace:
+    return guest.memory if pid is None else guest.process(pid).memory
+
+
+def page_facts(page: Page, pid: int | None) -> dict[str, Value]:
+    """A page as `pte --json` prints it."""
+    return {
+        "address": Address(page.address),
+        "pid": pid,
+        "state": str(page.state),
+        "via": [str(via) for via in page.via],
+        "physical": None if page.physical is None else Address(page.physical),
+        "pagefile": None
+        if page.pagefile is None
+        else {"number": page.pagefile.number, "offset": Address(page.pagefile.offset)},
+        "subsection": None
+        if page.subsection is None
+        else {
+            "address": Address(page.subsection.address),
+            "file": page.subsection.file,
+            "file_offset": None if page.subsection.file_offset is None else Address(page.subsection.file_offset),
+        },
+        "readable": page.readable,
+        "reason": page.reason,
+        "steps": [
+            {
+                "level": step.level,
+                "entry_address": Address(step.entry_address),
+                "value": Address(step.value),
+                "says": step.says,
+            }
+            for step in page.steps
+        ],
+    }
+
+
+def page_lines(page: Page) -> list[str]:
+    """A page in words: kd's `!pte` for the levels, then the state and how it was reached."""
+    lines = [f"[bold]VA {page.address:016x}[/bold]"]
+    for step in page.steps:
+        lines.append(f"  {step.level:<13} at {step.entry_address:016x}  contains {step.value:016x}")
+        lines.append(f"  [dim]{'':<13} {printable(step.says)}[/dim]")
+    via = f" via {', '.join(page.via)}" if page.via else ""
+    colour = "green" if page.readable else "yellow"
+    where = f" at physical {page.physical:#x}" if page.physical is not None else ""
+    lines.append(f"  [{colour}]{page.state}{via}[/{colour}]{where}")
+    if page.reason:
+        lines.append(f"  {printable(page.reason)}")
+    return lines

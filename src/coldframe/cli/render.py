@@ -1,0 +1,121 @@
+"""Rendering of rows: a table for people, one JSON document for scripts. Rows come from generators; nothing else prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+Value: TypeAlias = "str | int | float | bool | None | datetime | Sequence[Value] | Mapping[str, Value]"
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False)
+
+
+class Address(int):
+    """A number that is an address, a mask or a raw entry: rendered as `0x...`."""
+
+    def __str__(self) -> str:
+        return hex(self)
+
+
+def plain(value: Value) -> object:
+    """`value` as JSON has it: addresses as `0x...` strings, times in ISO 8601."""
+    match value:
+        case Address():
+            return str(value)
+        case datetime():
+            return value.isoformat()
+        case Mapping():
+            return {key: plain(inner) for key, inner in value.items()}
+        case str() | int() | float() | None:
+            return value
+        case Sequence():
+            return [plain(inner) for inner in value]
+
+
+def print_json(value: Value, *, one_line: bool = False) -> None:
+    """Write one JSON document to standard output."""
+    json.dump(plain(value), sys.stdout, indent=None if one_line else 2, ensure_ascii=False)
+    sys.stdout.write("\n")
+    if one_line:  # a stream: each object as soon as it is there
+        sys.stdout.flush()
+
+
+def print_rows(rows: Iterable[Mapping[str, Value]], *, as_json: bool, columns: Sequence[str]) -> None:
+    """Print rows as one JSON list, or as a table of `columns` (titles are the field names)."""
+    if as_json:
+        print_json([dict(row) for row in rows])
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    first = True
+    for row in rows:
+        if first:
+            for column in columns:
+                table.add_column(column, justify="right" if _is_number(row.get(column)) else "left", overflow="fold")
+            first = False
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    if first:
+        err.print("none")
+        return
+    out.print(table)
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _cell(value: Value) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return f"{value:%Y-%m-%d %H:%M:%S}"
+        case str():
+            return printable(value)
+        case Mapping():
+            return ", ".join(f"{key}: {_cell(inner)}" for key, inner in value.items())
+        case Sequence():
+            return " ".join(_cell(inner) for inner in value)
+        case _:
+            return str(value)
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey (escape sequences in a guest's names) made visible; markup stays text."""
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return visible.replace("[", r"\[")
+
+
+def hex_dump(data: bytes, address: int, holes: Sequence[tuple[int, int]] = ()) -> Iterable[str]:
+    """Lines of sixteen bytes: address, hexadecimal, text. Bytes inside a hole (start, size) are shown as `??`."""
+    for offset in range(0, len(data), 16):
+        cells, text = [], []
+        for position in range(offset, min(offset + 16, len(data))):
+            if any(start <= address + position < start + size for start, size in holes):
+                cells.append("??")
+                text.append(" ")
+            else:
+                byte = data[position]
+                cells.append(f"{byte:02x}")
+                text.append(chr(byte) if 32 <= byte < 127 else ".")
+        left, right = " ".join(cells[:8]), " ".join(cells[8:])
+        yield f"{address + offset:016x}  {left:<23}  {right:<23}  {''.join(text)}"
+
+
+def print_facts(facts: Mapping[str, Value]) -> None:
+    """Print named facts, one a line; a fact of several parts takes a line for each."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        lines = [_cell(part) for part in value] if several and value else ["none" if several else _cell(value)]
+        for position, line in enumerate(lines):
+            title = name.replace("_", " ") if position == 0 else ""
+            out.print(f"[bold]{title:<{width}}[/bold]  {line}")
