@@ -1,5 +1,25 @@
 """Breakpoints, events, stepping, function arguments and call stacks."""
 
+from coldframe.debug.arguments import Arguments
+from coldframe.debug.breakpoint import Breakpoint
 from coldframe.debug.callstack import Frame, StackWalker, callstack, thread_callstack, vcpu_callstack
+from coldframe.debug.hit import Hit
+from coldframe.debug.live import GuestPausedError, LiveGuest, attach
+from coldframe.debug.prototypes import Parameter, Prototype, prototype
 
-__all__ = ["Frame", "StackWalker", "callstack", "thread_callstack", "vcpu_callstack"]
+__all__ = [
+    "Arguments",
+    "Breakpoint",
+    "Frame",
+    "GuestPausedError",
+    "Hit",
+    "LiveGuest",
+    "Parameter",
+    "Prototype",
+    "StackWalker",
+    "attach",
+    "callstack",
+    "prototype",
+    "thread_callstack",
+    "vcpu_callstack",
+]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from coldframe.capabilities import ReadsMemory
-from coldframe.debug.current import all_registers, current_thread
+from coldframe.debug.current import current_thread
 from coldframe.debug.names import Names
 from coldframe.debug.unwind import Unwound, unwind_frame
 from coldframe.debug.unwind_info import REGISTERS, FunctionTable
@@ -264,7 +264,8 @@ def vcpu_callstack(guest: Guest, vcpu: int) -> list[Frame]:
 
 def thread_callstack(guest: Guest, thread: Thread) -> list[Frame]:
     """The call stack of `thread`: from its vCPU's registers while it runs, else from where it was switched out."""
-    for registers in all_registers(guest):
+    for vcpu in range(guest.vcpus):
+        registers = guest.registers(vcpu)
         if current_thread(guest, registers) == thread:
             return StackWalker(guest).walk(registers, thread.process, thread)
     walker = StackWalker(guest)

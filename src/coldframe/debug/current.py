@@ -6,14 +6,25 @@ the thread. A breakpoint's filter asks this at every hit, so the two reads are m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.errors import UnreadableMemoryError
 from coldframe.windows.guest import Guest
 from coldframe.windows.process import Process, Thread
 from coldframe.windows.typed import first_field
 
 _KERNEL = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A vCPU at a stop: its registers, and the addresses of its thread and of that thread's process (0: not known)."""
+
+    vcpu: int
+    registers: Mapping[str, int]
+    ethread: int
+    eprocess: int
 
 
 class Current:
@@ -44,6 +55,11 @@ class Current:
         except UnreadableMemoryError:
             return 0
 
+    def arrival(self, vcpu: int, registers: Mapping[str, int]) -> Arrival:
+        """Who is at a stop."""
+        ethread = self.thread_address(registers)
+        return Arrival(vcpu, registers, ethread, self.process_address(ethread))
+
     def thread(self, registers: Mapping[str, int]) -> Thread | None:
         """The thread that a vCPU with these registers runs."""
         address = self.thread_address(registers)
@@ -63,14 +79,3 @@ def process_at(guest: Guest, address: int) -> Process:
 def current_thread(guest: Guest, registers: Mapping[str, int]) -> Thread | None:
     """The thread that a vCPU with these registers runs."""
     return Current(guest).thread(registers)
-
-
-def all_registers(guest: Guest) -> Iterator[Mapping[str, int]]:
-    """The registers of each vCPU, as far as the target carries them."""
-    vcpu = 0
-    while True:
-        try:
-            yield guest.registers(vcpu)
-        except CapabilityError:
-            return
-        vcpu += 1

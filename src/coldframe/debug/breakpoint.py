@@ -1,0 +1,92 @@
+"""A breakpoint that filters by process and thread and hands out its hits; leaving its `with` block removes it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from coldframe.debug.current import Arrival
+from coldframe.debug.hit import Hit
+
+if TYPE_CHECKING:
+    from coldframe.debug.live import LiveGuest
+    from coldframe.qemu import Breakpoint as Inserted
+
+
+class Breakpoint:
+    """Made by `LiveGuest.break_on`. Iterating lets the guest run to the next hit at every turn, and stops it there.
+
+    Every arrival that passes the filter is delivered exactly once. One that comes while the guest runs for another
+    breakpoint is queued and delivered later, marked `late`; use `LiveGuest.events` to have several in turn.
+    """
+
+    def __init__(
+        self, guest: LiveGuest, name: str, address: int, *, kind: str = "hardware", eprocess: int = 0, ethread: int = 0
+    ) -> None:
+        self.guest = guest
+        self.name = name
+        self.address = address
+        self.kind = kind
+        self.hits = 0
+        self._eprocess = eprocess
+        self._ethread = ethread
+        self._queue: deque[Hit] = deque()
+        self._inserted: Inserted | None = None
+
+    def __repr__(self) -> str:
+        return f"<Breakpoint {self.name} at {self.address:#x}>"
+
+    def insert(self) -> None:
+        """Set it in the guest; raises `CapabilityError` when QEMU has no more of its kind, and nothing is set then."""
+        if self._inserted is None:
+            self._inserted = self.guest.vm.insert_breakpoint(self.address, kind=self.kind)
+            self.guest.active[self.address, self.kind] = [*self.guest.active.get((self.address, self.kind), ()), self]
+
+    def remove(self) -> None:
+        """Take it out of the guest; no effect when it is out. Hits that were queued are dropped.
+
+        On error the guest is told to forget it all the same when its `LiveGuest` is closed.
+        """
+        inserted, self._inserted = self._inserted, None
+        if inserted is None:
+            return
+        key = (self.address, self.kind)
+        others = [other for other in self.guest.active.get(key, ()) if other is not self]
+        if others:
+            self.guest.active[key] = others
+        else:
+            self.guest.active.pop(key, None)
+        self._queue.clear()
+        self.guest.vm.remove_breakpoint(inserted)
+
+    def __enter__(self) -> Breakpoint:
+        self.insert()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __iter__(self) -> Iterator[Hit]:
+        while (hit := self.wait()) is not None:
+            yield hit
+
+    def wait(self, timeout: float | None = None) -> Hit | None:
+        """The next hit; None when `timeout` seconds passed without one. The guest is paused in either case."""
+        return self.guest.next_hit((self,), timeout)
+
+    def offer(self, arrival: Arrival) -> None:
+        """Queue an arrival that passes the filter."""
+        if self._ethread and arrival.ethread != self._ethread:
+            return
+        if self._eprocess and arrival.eprocess != self._eprocess:
+            return
+        self.hits += 1
+        self._queue.append(Hit(self.guest, self, arrival))
+
+    def take(self) -> Hit | None:
+        """The oldest hit that was not delivered yet."""
+        return self._queue.popleft() if self._queue else None

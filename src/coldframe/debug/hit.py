@@ -1,0 +1,114 @@
+"""A hit: one arrival of one thread at a breakpoint, with everything that can be asked about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from coldframe.debug.arguments import Arguments
+from coldframe.debug.callstack import Frame
+from coldframe.debug.current import Arrival, process_at, thread_at
+from coldframe.errors import NotFoundError
+from coldframe.paging import AddressSpace
+from coldframe.windows.process import Process, Thread
+
+if TYPE_CHECKING:
+    from coldframe.debug.breakpoint import Breakpoint
+    from coldframe.debug.live import LiveGuest
+
+_FRAME = ((1 << 52) - 1) & ~0xFFF
+"""The page-table address in CR3: PCID and flags taken away (SDM volume 3, 4.5.2)."""
+
+
+class Hit:
+    """One arrival at a breakpoint.
+
+    `registers` are those of vCPU number `vcpu` before the instruction under the breakpoint; `time` is the host's clock
+    (seconds since 1970) when the guest stopped. Everything else is read when it is asked for, so ask before the guest
+    runs on; `late` says that it has: then only `registers`, `address`, `vcpu` and `time` are of the moment of the hit.
+    """
+
+    def __init__(self, guest: LiveGuest, breakpoint: Breakpoint, arrival: Arrival) -> None:  # noqa: A002 - its name
+        self.guest = guest
+        self.breakpoint = breakpoint
+        self.vcpu = arrival.vcpu
+        self.registers = arrival.registers
+        self.time = time.time()
+        self._pause = guest.pauses
+        self._ethread = arrival.ethread
+        self._eprocess = arrival.eprocess
+
+    def __repr__(self) -> str:
+        return f"<Hit of {self.function} on vCPU {self.vcpu}>"
+
+    @property
+    def late(self) -> bool:
+        """Whether the guest has run since."""
+        return self.guest.pauses != self._pause
+
+    @property
+    def address(self) -> int:
+        """The address of the instruction that comes next."""
+        return self.registers["rip"]
+
+    @property
+    def thread(self) -> Thread:
+        """The thread that arrived; raises `NotFoundError` before the kernel has threads."""
+        if not self._ethread:
+            raise NotFoundError("thread", f"of vCPU {self.vcpu}", hint="its KPCR is not set up yet")
+        return thread_at(self.guest, self._ethread)
+
+    @property
+    def process(self) -> Process:
+        """The process that the thread belongs to; raises `NotFoundError` before the kernel has threads."""
+        if not self._eprocess:
+            raise NotFoundError("process", f"of vCPU {self.vcpu}", hint="its KPCR is not set up yet")
+        return process_at(self.guest, self._eprocess)
+
+    @property
+    def memory(self) -> AddressSpace:
+        """The address space of the process, user and kernel half."""
+        if self._eprocess:
+            return self.process.memory
+        return AddressSpace(self.guest.resolver, self.registers["cr3"] & _FRAME)
+
+    @property
+    def args(self) -> Arguments:
+        """The function's arguments, at a breakpoint on its first instruction; setting one changes the guest."""
+        return Arguments(self.registers, self.memory, self.write_registers)
+
+    @property
+    def function(self) -> str:
+        """What the breakpoint is called: `nt!NtWriteFile`."""
+        return self.breakpoint.name
+
+    @property
+    def return_address(self) -> int:
+        """Where the function returns to, at a breakpoint on its first instruction."""
+        return int.from_bytes(self.memory.read(self.registers["rsp"], 8), "little")
+
+    def callstack(self, limit: int = 512) -> list[Frame]:
+        """The frames of kernel and user mode, the innermost first."""
+        process = self.process if self._eprocess else None
+        thread = self.thread if self._ethread else None
+        return self.guest.stacks.walk(self.registers, process, thread, limit=limit)
+
+    def write_registers(self, values: Mapping[str, int]) -> None:
+        """Set registers of the vCPU, before the guest runs on; on error those before the one named were written."""
+        self.guest.vm.write_registers(self.vcpu, values)
+        self.registers = self.guest.vm.registers(self.vcpu)
+
+    def wait_return(self, timeout: float | None = None) -> Hit | None:
+        """Run the guest until this call of the function has returned; its result is `registers["rax"]` of the answer.
+
+        None when `timeout` seconds passed first. Hits of other breakpoints meanwhile stay queued with them, `late`.
+        """
+        stack = self.registers["rsp"]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.guest.break_on(self.return_address, thread=self.thread if self._ethread else None) as returns:
+            while True:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                hit = returns.wait(left)
+                if hit is None or hit.registers["rsp"] > stack:
+                    return hit

@@ -1,0 +1,284 @@
+"""A Windows guest that runs under QEMU: it can be paused, stepped, and broken into."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from coldframe.debug.breakpoint import Breakpoint
+from coldframe.debug.callstack import StackWalker
+from coldframe.debug.current import Current
+from coldframe.debug.hit import Hit
+from coldframe.errors import (
+    CapabilityError,
+    ColdframeError,
+    GuestGoneError,
+    SymbolFileNotFoundError,
+    SymbolNotFoundError,
+    UsageError,
+)
+from coldframe.qemu import Stop, VirtualMachine
+from coldframe.symbols.model import SymbolFile
+from coldframe.windows.guest import Guest
+from coldframe.windows.kernel import FindsSymbols, KernelLocation, find_kernel
+from coldframe.windows.module import Module
+from coldframe.windows.process import Process, Thread
+
+_Kept = TypeVar("_Kept")
+
+
+class GuestPausedError(ColdframeError):
+    """Somebody else paused the guest while it ran for us; it is left paused."""
+
+
+class LiveGuest(Guest):
+    """A guest with its machine, `vm`; made by `attach`.
+
+    The guest is paused when it is attached to, and runs while it is told to: by `resume`, by iterating a breakpoint,
+    by `events`. Nothing read from it is kept beyond a pause. Closing (leaving the `with` block, also on an exception)
+    removes every breakpoint and lets the guest run, if it was running when it was attached to.
+    """
+
+    def __init__(
+        self,
+        vm: VirtualMachine,
+        store: FindsSymbols,
+        location: KernelLocation,
+        symbol_file: SymbolFile,
+        registers: Sequence[Mapping[str, int]] = (),
+    ) -> None:
+        self.vm = vm
+        self.pauses = 0
+        self.active: dict[tuple[int, str], list[Breakpoint]] = {}
+        self._runs = False
+        super().__init__(vm.physical, store, location, symbol_file, registers)
+        self.stacks = StackWalker(self)
+        self._current = Current(self)
+
+    @classmethod
+    def of_machine(cls, vm: VirtualMachine, store: FindsSymbols) -> Self:
+        """The Windows guest in a machine that is attached to already; pauses it.
+
+        Raises `NoKernelError`, `SymbolFileNotFoundError`; then the machine is left paused, still attached to.
+        """
+        vm.pause()
+        hints = [_hints(vm, vcpu) for vcpu in range(vm.vcpus)]
+        location = find_kernel(vm.physical, store, hints)
+        return cls(vm, store, location, store.find(location.identity), hints)
+
+    def close(self) -> None:
+        """Remove every breakpoint, let the guest run if it ran at attaching, and let go of it."""
+        for points in list(self.active.values()):
+            for point in list(points):
+                try:
+                    point.remove()
+                except ColdframeError:  # the machine is gone, or takes care of it when it is let go
+                    continue
+        super().close()
+        self.vm.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(ColdframeError):  # the error under way says more
+            self.close()
+
+    # Running
+
+    def once(self, key: Hashable, compute: Callable[[], _Kept]) -> _Kept:
+        """What `compute` returns, computed once in this pause of the guest; anew each time while the guest runs."""
+        if self._runs:
+            super().new_pause()
+            return compute()
+        return super().once(key, compute)
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs there are."""
+        return self.vm.vcpus
+
+    def registers(self, vcpu: int) -> Mapping[str, int]:
+        """The registers of `vcpu`; the guest must be paused."""
+        if not 0 <= vcpu < self.vm.vcpus:
+            raise CapabilityError(f"no vCPU {vcpu}: the guest has {self.vm.vcpus}, numbered from 0")
+        return self.vm.registers(vcpu)
+
+    def new_pause(self) -> None:
+        """Forget everything read from the guest: it has run."""
+        self.pauses += 1
+        super().new_pause()
+
+    def pause(self) -> None:
+        """Stop all vCPUs; no effect when they are stopped."""
+        self.vm.pause()
+        self._runs = False
+        self.new_pause()
+
+    def resume(self) -> None:
+        """Let all vCPUs run; what is read meanwhile may be torn between two moments, and is never kept."""
+        self.vm.resume()
+        self._runs = True
+        self.new_pause()
+
+    def step(self, vcpu: int = 0) -> Stop:
+        """Carry out one instruction of `vcpu`, the other vCPUs frozen; on error the guest is paused, maybe stepped."""
+        try:
+            return self.vm.step(vcpu)
+        finally:
+            self.new_pause()
+
+    # Breakpoints
+
+    def break_on(
+        self,
+        where: str | int,
+        process: Process | str | int | None = None,
+        thread: Thread | int | None = None,
+        kind: str = "hardware",
+    ) -> Breakpoint:
+        """A breakpoint on `where`, set by entering its `with` block and removed by leaving it.
+
+        `where` is an address, a kernel symbol (`NtWriteFile`), or `module!symbol` with an optional `+0x10`; a module
+        of user mode needs `process`. Only arrivals of that `process` (name, pid) and `thread` (tid) are delivered; an
+        arrival that passes no filter costs the guest one stop.
+
+        `kind` "hardware" cannot be seen by the guest; under KVM the processor has four in all, under TCG there is no
+        limit. "software" has no limit, but under KVM it is an int3 in the guest's memory that the guest can see, in
+        every process which shares the page. Raises `NotFoundError`, `SymbolNotFoundError` with near names, and on
+        entering `CapabilityError`; then nothing is set.
+        """
+        if kind not in ("hardware", "software"):
+            raise UsageError(f"a breakpoint on code is 'hardware' or 'software', not {kind!r}")
+        if isinstance(process, str | int):
+            process = self.process(process)
+        if isinstance(thread, int):
+            thread = self.thread(thread)
+        address, name = self.locate(where, process)
+        eprocess = process.eprocess.address if process is not None else 0
+        ethread = thread.ethread.address if thread is not None else 0
+        return Breakpoint(self, name, address, kind=kind, eprocess=eprocess, ethread=ethread)
+
+    def locate(self, where: str | int, process: Process | None = None) -> tuple[int, str]:
+        """The address of `where` (see `break_on`) and its name as debuggers write it."""
+        if isinstance(where, int):
+            return where, self.symbolize(where, process)
+        text, _, offset_text = where.strip().partition("+")
+        offset = _number(offset_text, where) if offset_text else 0
+        if text[:2].lower() == "0x":
+            address = _number(text, where) + offset
+            return address, self.symbolize(address, process)
+        module_name, bang, symbol = text.rpartition("!")
+        module = self._module(module_name, process) if bang else self.kernel
+        name = f"{module.stem}!{symbol}" + (f"+{offset:#x}" if offset else "")
+        return self._symbol(module, symbol) + offset, name
+
+    def _module(self, name: str, process: Process | None) -> Module:
+        return self.module(name) if process is None else process.module(name)
+
+    def _symbol(self, module: Module, name: str) -> int:
+        """By the PDB, else by the image's exports."""
+        try:
+            return module.symbol(name)
+        except (SymbolFileNotFoundError, SymbolNotFoundError) as error:
+            exported = dict(module.image().exports()) if not module.is_kernel else {}
+            if name in exported:
+                return module.base + exported[name]
+            if isinstance(error, SymbolNotFoundError) or not exported:
+                raise
+            raise SymbolNotFoundError(f"export of {module.name}", name, exported, hint=str(error)) from None
+
+    def events(self, *breakpoints: Breakpoint, duration: float | None = None) -> Iterator[Hit]:
+        """Let the guest run from hit to hit of `breakpoints` (all that are set, when none is given).
+
+        Ends after `duration` seconds; the guest is paused at every hit and at the end.
+        """
+        deadline = None if duration is None else time.monotonic() + duration
+        while True:
+            wanted = breakpoints or tuple(point for points in self.active.values() for point in points)
+            left = None if deadline is None else deadline - time.monotonic()
+            hit = self.next_hit(wanted, left)
+            if hit is None:
+                return
+            yield hit
+
+    def next_hit(self, breakpoints: Sequence[Breakpoint], timeout: float | None = None) -> Hit | None:
+        """Let the guest run until one of `breakpoints` is hit; None when `timeout` seconds passed. It is paused then.
+
+        Raises `GuestGoneError` when the machine ends, `GuestPausedError` when somebody else paused it.
+        """
+        if not breakpoints:
+            raise UsageError("no breakpoint is set: nothing to wait for")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            for point in breakpoints:
+                hit = point.take()
+                if hit is not None:
+                    return hit
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                self.pause()
+                return None
+            if not self._run(left):
+                return None
+
+    def _run(self, timeout: float | None) -> bool:
+        """Let the guest run to its next stop and queue the hits; False when the time was over first."""
+        try:
+            stop = self.vm.run_until_stop(timeout)
+        finally:
+            self._runs = False
+            self.new_pause()
+        if stop is None:
+            return False
+        if stop.reason == "breakpoint" and stop.address is not None:
+            self._arrived(stop.vcpu, stop.address)
+        elif stop.reason == "shutdown":
+            raise GuestGoneError("the guest has shut down")
+        elif stop.reason == "interrupt":
+            raise GuestPausedError("somebody else paused the guest; it is left paused")
+        return True
+
+    def _arrived(self, vcpu: int, address: int) -> None:
+        """Queue an arrival with every breakpoint there whose filter it passes."""
+        points = [point for kind in ("hardware", "software") for point in self.active.get((address, kind), ())]
+        if not points:
+            return
+        arrival = self._current.arrival(vcpu, self.vm.registers(vcpu))
+        for point in points:
+            point.offer(arrival)
+
+
+def attach(target: str | os.PathLike[str], store: FindsSymbols) -> LiveGuest:
+    """Attach to the Windows guest in a running QEMU by its QMP socket's path, or by its libvirt domain's name.
+
+    The guest is paused until it is told to run, or let go. Raises `GuestGoneError`, `NoKernelError`,
+    `SymbolFileNotFoundError`; then the machine is let go of, running if it ran.
+    """
+    vm = VirtualMachine.attach(os.fspath(target))
+    try:
+        return LiveGuest.of_machine(vm, store)
+    except BaseException:
+        vm.close()
+        raise
+
+
+def _hints(vm: VirtualMachine, vcpu: int) -> Mapping[str, int]:
+    """What helps to find the kernel: the vCPU's registers and its IDT."""
+    tables = vm.descriptor_tables(vcpu)
+    return dict(vm.registers(vcpu)) | {"idt_base": tables.idt_base}
+
+
+def _number(text: str, where: str) -> int:
+    try:
+        return int(text.strip(), 0)
+    except ValueError:
+        raise UsageError(
+            f"cannot read {where!r}: expected an address, a symbol, or module!symbol with an optional +0x10"
+        ) from None
