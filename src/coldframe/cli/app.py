@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from coldframe.cli import live, lists, pages, practice
+from coldframe.cli import lists, live, pages, practice
 
 app = typer.Typer(
     name="coldframe",

@@ -1,4 +1,4 @@
-"""Rendering of rows: a table for people, one JSON document for scripts. Rows come from generators; nothing else prints."""
+"""Rendering of rows: a table for people, one JSON document for scripts. Rows come from generators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.table import Table
 
-Value: TypeAlias = "str | int | float | bool | None | datetime | Sequence[Value] | Mapping[str, Value]"
+Value: TypeAlias = "str | int | float | bool | datetime | Sequence[Value] | Mapping[str, Value] | None"
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False)
@@ -114,8 +114,10 @@ def print_facts(facts: Mapping[str, Value]) -> None:
     """Print named facts, one a line; a fact of several parts takes a line for each."""
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
-        several = isinstance(value, Sequence) and not isinstance(value, str)
-        lines = [_cell(part) for part in value] if several and value else ["none" if several else _cell(value)]
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            lines = [_cell(part) for part in value] or ["none"]
+        else:
+            lines = [_cell(value)]
         for position, line in enumerate(lines):
             title = name.replace("_", " ") if position == 0 else ""
             out.print(f"[bold]{title:<{width}}[/bold]  {line}")
