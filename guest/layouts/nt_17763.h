@@ -32,19 +32,63 @@
 #define SIZEOF__KGDTENTRY64 0x10
 #define SIZEOF__KIDTENTRY64 0x10
 #define SIZEOF__KTSS64 0x68
+#define OFF__KTSS64__Rsp0 0x4
+#define OFF__KTSS64__Ist 0x1c
 #define SIZEOF__KDESCRIPTOR 0x10
+#define OFF__KDESCRIPTOR__Limit 0x6
+#define OFF__KDESCRIPTOR__Base 0x8
 #define SIZEOF__M128A 0x10
 #define SIZEOF__XSAVE_FORMAT 0x200
 #define SIZEOF__CONTEXT 0x4d0
+#define OFF__CONTEXT__Rcx 0x80
+#define OFF__CONTEXT__Rsp 0x98
+#define OFF__CONTEXT__Rip 0xf8
 #define SIZEOF__EXCEPTION_RECORD 0x98
 #define SIZEOF__MACHINE_FRAME 0x28
 #define HAVE__MACHINE_FRAME 1
 #define SIZEOF__KTRAP_FRAME 0x190
+#define OFF__KTRAP_FRAME__P1Home 0x0
+#define OFF__KTRAP_FRAME__PreviousMode 0x28
+#define OFF__KTRAP_FRAME__PreviousIrql 0x29
+#define OFF__KTRAP_FRAME__ExceptionActive 0x2b
+#define OFF__KTRAP_FRAME__Rax 0x30
+#define OFF__KTRAP_FRAME__Rcx 0x38
+#define OFF__KTRAP_FRAME__Rdx 0x40
+#define OFF__KTRAP_FRAME__R8 0x48
+#define OFF__KTRAP_FRAME__R9 0x50
+#define OFF__KTRAP_FRAME__R10 0x58
+#define OFF__KTRAP_FRAME__R11 0x60
+#define OFF__KTRAP_FRAME__FaultAddress 0xd0
+#define OFF__KTRAP_FRAME__Rbx 0x140
+#define OFF__KTRAP_FRAME__Rdi 0x148
+#define OFF__KTRAP_FRAME__Rsi 0x150
+#define OFF__KTRAP_FRAME__Rbp 0x158
+#define OFF__KTRAP_FRAME__ErrorCode 0x160
+#define OFF__KTRAP_FRAME__Rip 0x168
+#define OFF__KTRAP_FRAME__SegCs 0x170
+#define OFF__KTRAP_FRAME__EFlags 0x178
+#define OFF__KTRAP_FRAME__Rsp 0x180
+#define OFF__KTRAP_FRAME__SegSs 0x188
 #define SIZEOF__KEXCEPTION_FRAME 0x140
+#define OFF__KEXCEPTION_FRAME__Rbp 0xf8
+#define OFF__KEXCEPTION_FRAME__Rbx 0x100
+#define OFF__KEXCEPTION_FRAME__Rdi 0x108
+#define OFF__KEXCEPTION_FRAME__Rsi 0x110
+#define OFF__KEXCEPTION_FRAME__R12 0x118
+#define OFF__KEXCEPTION_FRAME__R13 0x120
+#define OFF__KEXCEPTION_FRAME__R14 0x128
+#define OFF__KEXCEPTION_FRAME__R15 0x130
+#define OFF__KEXCEPTION_FRAME__Return 0x138
 #define SIZEOF__KSPECIAL_REGISTERS 0xf0
+#define OFF__KSPECIAL_REGISTERS__Cr0 0x0
+#define OFF__KSPECIAL_REGISTERS__Cr3 0x10
+#define OFF__KSPECIAL_REGISTERS__Cr4 0x18
+#define OFF__KSPECIAL_REGISTERS__Gdtr 0x50
+#define OFF__KSPECIAL_REGISTERS__Idtr 0x60
 #define SIZEOF__KPROCESSOR_STATE 0x5c0
 #define OFF__KPROCESSOR_STATE__SpecialRegisters 0x0
 #define OFF__KPROCESSOR_STATE__ContextFrame 0xf0
+#define OFF__KPROCESSOR_STATE__SpecialRegisters_Cr0 0x0
 #define SIZEOF__NT_TIB 0x38
 #define SIZEOF__KPRCB 0x7ec0
 #define SIZEOF__KPCR 0x8040
@@ -500,6 +544,7 @@
 #define OFF__KTHREAD__ReadTransferCount 0x5c0
 #define OFF__KTHREAD__WriteTransferCount 0x5c8
 #define OFF__KTHREAD__OtherTransferCount 0x5d0
+#define OFF__KTHREAD__ApcState_Process 0xb8
 #define SIZEOF__ETHREAD 0x810
 #define OFF__ETHREAD__Tcb 0x0
 #define OFF__ETHREAD__CreateTime 0x5f0
@@ -1175,6 +1220,11 @@
 #define SIZEOF__IO_COMPLETION_CONTEXT 0x18
 #define SIZEOF__OWNER_ENTRY 0x10
 #define SIZEOF__DBGKD_GET_VERSION64 0x28
+#define SIZEOF__LDR_DDAG_NODE 0x50
+#define HAVE__LDR_DDAG_NODE 1
+#define OFF__LDR_DDAG_NODE__Modules 0x0
+#define OFF__LDR_DDAG_NODE__LoadCount 0x18
+#define OFF__LDR_DDAG_NODE__State 0x38
 
 #ifndef __ASSEMBLER__
 
@@ -1241,6 +1291,7 @@ struct _KWAIT_BLOCK;
 union _KWAIT_STATUS_REGISTER;
 union _LARGE_INTEGER;
 struct _LDR_DATA_TABLE_ENTRY;
+struct _LDR_DDAG_NODE;
 struct _LIST_ENTRY;
 struct _M128A;
 struct _MACHINE_FRAME;
@@ -1416,6 +1467,7 @@ typedef struct _KWAIT_BLOCK KWAIT_BLOCK, *PKWAIT_BLOCK;
 typedef union _KWAIT_STATUS_REGISTER KWAIT_STATUS_REGISTER, *PKWAIT_STATUS_REGISTER;
 typedef union _LARGE_INTEGER LARGE_INTEGER, *PLARGE_INTEGER;
 typedef struct _LDR_DATA_TABLE_ENTRY LDR_DATA_TABLE_ENTRY, *PLDR_DATA_TABLE_ENTRY;
+typedef struct _LDR_DDAG_NODE LDR_DDAG_NODE, *PLDR_DDAG_NODE;
 typedef struct _LIST_ENTRY LIST_ENTRY, *PLIST_ENTRY;
 typedef struct _M128A M128A, *PM128A;
 typedef struct _MACHINE_FRAME MACHINE_FRAME, *PMACHINE_FRAME;
@@ -1924,8 +1976,8 @@ struct _KTRAP_FRAME {
     unsigned long long P4Home;
     unsigned long long P5;
     union {
-        unsigned char InterruptRetpolineState;
         char PreviousMode;
+        unsigned char InterruptRetpolineState;
     };
     unsigned char PreviousIrql;
     union {
@@ -1952,8 +2004,8 @@ struct _KTRAP_FRAME {
     struct _M128A Xmm4;
     struct _M128A Xmm5;
     union {
-        unsigned long long ContextRecord;
         unsigned long long FaultAddress;
+        unsigned long long ContextRecord;
     };
     unsigned long long Dr0;
     unsigned long long Dr1;
@@ -4574,6 +4626,15 @@ struct _DBGKD_GET_VERSION64 {
     unsigned long long DebuggerDataList;
 };
 
+struct _LDR_DDAG_NODE {
+    struct _LIST_ENTRY Modules;
+    unsigned char __pad1[0x8];
+    unsigned long LoadCount;
+    unsigned char __pad2[0x1c];
+    unsigned long State;
+    unsigned char __pad3[0x14];
+};
+
 _Static_assert(sizeof(struct _LIST_ENTRY) == 0x10, "_LIST_ENTRY");
 _Static_assert(sizeof(struct _SINGLE_LIST_ENTRY) == 0x8, "_SINGLE_LIST_ENTRY");
 _Static_assert(sizeof(struct _UNICODE_STRING) == 0x10, "_UNICODE_STRING");
@@ -4598,18 +4659,62 @@ _Static_assert(sizeof(struct _QUAD) == 0x8, "_QUAD");
 _Static_assert(sizeof(union _KGDTENTRY64) == 0x10, "_KGDTENTRY64");
 _Static_assert(sizeof(union _KIDTENTRY64) == 0x10, "_KIDTENTRY64");
 _Static_assert(sizeof(struct _KTSS64) == 0x68, "_KTSS64");
+_Static_assert(__builtin_offsetof(struct _KTSS64, Rsp0) == 0x4, "_KTSS64.Rsp0");
+_Static_assert(__builtin_offsetof(struct _KTSS64, Ist) == 0x1c, "_KTSS64.Ist");
 _Static_assert(sizeof(struct _KDESCRIPTOR) == 0x10, "_KDESCRIPTOR");
+_Static_assert(__builtin_offsetof(struct _KDESCRIPTOR, Limit) == 0x6, "_KDESCRIPTOR.Limit");
+_Static_assert(__builtin_offsetof(struct _KDESCRIPTOR, Base) == 0x8, "_KDESCRIPTOR.Base");
 _Static_assert(sizeof(struct _M128A) == 0x10, "_M128A");
 _Static_assert(sizeof(struct _XSAVE_FORMAT) == 0x200, "_XSAVE_FORMAT");
 _Static_assert(sizeof(struct _CONTEXT) == 0x4d0, "_CONTEXT");
+_Static_assert(__builtin_offsetof(struct _CONTEXT, Rcx) == 0x80, "_CONTEXT.Rcx");
+_Static_assert(__builtin_offsetof(struct _CONTEXT, Rsp) == 0x98, "_CONTEXT.Rsp");
+_Static_assert(__builtin_offsetof(struct _CONTEXT, Rip) == 0xf8, "_CONTEXT.Rip");
 _Static_assert(sizeof(struct _EXCEPTION_RECORD) == 0x98, "_EXCEPTION_RECORD");
 _Static_assert(sizeof(struct _MACHINE_FRAME) == 0x28, "_MACHINE_FRAME");
 _Static_assert(sizeof(struct _KTRAP_FRAME) == 0x190, "_KTRAP_FRAME");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, P1Home) == 0x0, "_KTRAP_FRAME.P1Home");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, PreviousMode) == 0x28, "_KTRAP_FRAME.PreviousMode");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, PreviousIrql) == 0x29, "_KTRAP_FRAME.PreviousIrql");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, ExceptionActive) == 0x2b, "_KTRAP_FRAME.ExceptionActive");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rax) == 0x30, "_KTRAP_FRAME.Rax");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rcx) == 0x38, "_KTRAP_FRAME.Rcx");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rdx) == 0x40, "_KTRAP_FRAME.Rdx");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, R8) == 0x48, "_KTRAP_FRAME.R8");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, R9) == 0x50, "_KTRAP_FRAME.R9");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, R10) == 0x58, "_KTRAP_FRAME.R10");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, R11) == 0x60, "_KTRAP_FRAME.R11");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, FaultAddress) == 0xd0, "_KTRAP_FRAME.FaultAddress");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rbx) == 0x140, "_KTRAP_FRAME.Rbx");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rdi) == 0x148, "_KTRAP_FRAME.Rdi");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rsi) == 0x150, "_KTRAP_FRAME.Rsi");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rbp) == 0x158, "_KTRAP_FRAME.Rbp");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, ErrorCode) == 0x160, "_KTRAP_FRAME.ErrorCode");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rip) == 0x168, "_KTRAP_FRAME.Rip");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, SegCs) == 0x170, "_KTRAP_FRAME.SegCs");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, EFlags) == 0x178, "_KTRAP_FRAME.EFlags");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, Rsp) == 0x180, "_KTRAP_FRAME.Rsp");
+_Static_assert(__builtin_offsetof(struct _KTRAP_FRAME, SegSs) == 0x188, "_KTRAP_FRAME.SegSs");
 _Static_assert(sizeof(struct _KEXCEPTION_FRAME) == 0x140, "_KEXCEPTION_FRAME");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, Rbp) == 0xf8, "_KEXCEPTION_FRAME.Rbp");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, Rbx) == 0x100, "_KEXCEPTION_FRAME.Rbx");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, Rdi) == 0x108, "_KEXCEPTION_FRAME.Rdi");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, Rsi) == 0x110, "_KEXCEPTION_FRAME.Rsi");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, R12) == 0x118, "_KEXCEPTION_FRAME.R12");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, R13) == 0x120, "_KEXCEPTION_FRAME.R13");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, R14) == 0x128, "_KEXCEPTION_FRAME.R14");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, R15) == 0x130, "_KEXCEPTION_FRAME.R15");
+_Static_assert(__builtin_offsetof(struct _KEXCEPTION_FRAME, Return) == 0x138, "_KEXCEPTION_FRAME.Return");
 _Static_assert(sizeof(struct _KSPECIAL_REGISTERS) == 0xf0, "_KSPECIAL_REGISTERS");
+_Static_assert(__builtin_offsetof(struct _KSPECIAL_REGISTERS, Cr0) == 0x0, "_KSPECIAL_REGISTERS.Cr0");
+_Static_assert(__builtin_offsetof(struct _KSPECIAL_REGISTERS, Cr3) == 0x10, "_KSPECIAL_REGISTERS.Cr3");
+_Static_assert(__builtin_offsetof(struct _KSPECIAL_REGISTERS, Cr4) == 0x18, "_KSPECIAL_REGISTERS.Cr4");
+_Static_assert(__builtin_offsetof(struct _KSPECIAL_REGISTERS, Gdtr) == 0x50, "_KSPECIAL_REGISTERS.Gdtr");
+_Static_assert(__builtin_offsetof(struct _KSPECIAL_REGISTERS, Idtr) == 0x60, "_KSPECIAL_REGISTERS.Idtr");
 _Static_assert(sizeof(struct _KPROCESSOR_STATE) == 0x5c0, "_KPROCESSOR_STATE");
 _Static_assert(__builtin_offsetof(struct _KPROCESSOR_STATE, SpecialRegisters) == 0x0, "_KPROCESSOR_STATE.SpecialRegisters");
 _Static_assert(__builtin_offsetof(struct _KPROCESSOR_STATE, ContextFrame) == 0xf0, "_KPROCESSOR_STATE.ContextFrame");
+_Static_assert(__builtin_offsetof(struct _KPROCESSOR_STATE, SpecialRegisters.Cr0) == 0x0, "_KPROCESSOR_STATE.SpecialRegisters.Cr0");
 _Static_assert(sizeof(struct _NT_TIB) == 0x38, "_NT_TIB");
 _Static_assert(sizeof(union _KPRCBFLAG) == 0x4, "_KPRCBFLAG");
 _Static_assert(sizeof(struct _KDPC_DATA) == 0x28, "_KDPC_DATA");
@@ -5019,6 +5124,7 @@ _Static_assert(__builtin_offsetof(struct _KTHREAD, OtherOperationCount) == 0x5b8
 _Static_assert(__builtin_offsetof(struct _KTHREAD, ReadTransferCount) == 0x5c0, "_KTHREAD.ReadTransferCount");
 _Static_assert(__builtin_offsetof(struct _KTHREAD, WriteTransferCount) == 0x5c8, "_KTHREAD.WriteTransferCount");
 _Static_assert(__builtin_offsetof(struct _KTHREAD, OtherTransferCount) == 0x5d0, "_KTHREAD.OtherTransferCount");
+_Static_assert(__builtin_offsetof(struct _KTHREAD, ApcState.Process) == 0xb8, "_KTHREAD.ApcState.Process");
 _Static_assert(sizeof(union _PS_CLIENT_SECURITY_CONTEXT) == 0x8, "_PS_CLIENT_SECURITY_CONTEXT");
 _Static_assert(sizeof(struct _ETHREAD) == 0x810, "_ETHREAD");
 _Static_assert(__builtin_offsetof(struct _ETHREAD, Tcb) == 0x0, "_ETHREAD.Tcb");
@@ -5566,6 +5672,10 @@ _Static_assert(sizeof(struct _IO_STATUS_BLOCK) == 0x10, "_IO_STATUS_BLOCK");
 _Static_assert(sizeof(struct _IO_COMPLETION_CONTEXT) == 0x18, "_IO_COMPLETION_CONTEXT");
 _Static_assert(sizeof(struct _OWNER_ENTRY) == 0x10, "_OWNER_ENTRY");
 _Static_assert(sizeof(struct _DBGKD_GET_VERSION64) == 0x28, "_DBGKD_GET_VERSION64");
+_Static_assert(sizeof(struct _LDR_DDAG_NODE) == 0x50, "_LDR_DDAG_NODE");
+_Static_assert(__builtin_offsetof(struct _LDR_DDAG_NODE, Modules) == 0x0, "_LDR_DDAG_NODE.Modules");
+_Static_assert(__builtin_offsetof(struct _LDR_DDAG_NODE, LoadCount) == 0x18, "_LDR_DDAG_NODE.LoadCount");
+_Static_assert(__builtin_offsetof(struct _LDR_DDAG_NODE, State) == 0x38, "_LDR_DDAG_NODE.State");
 
 #endif
 #endif
