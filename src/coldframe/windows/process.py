@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
 _MOST_THREADS = 1 << 17
+# KTHREAD_STATE of wdm.h, for kernels whose types leave it out
+_STATES = ("Initialized", "Ready", "Running", "Standby", "Terminated", "Waiting", "Transition", "DeferredReady")
 
 
 class Process:
@@ -210,8 +212,8 @@ class Thread:
         """What the scheduler has it do: a name of `_KTHREAD_STATE`."""
         value = self.ethread.integer("Tcb.State")
         enum = self.guest.types.find("_KTHREAD_STATE")
-        names = {number: name for name, number in enum.constants.items()} if isinstance(enum, Enum) else {}
-        return names.get(value, str(value))
+        names = enum.constants.items() if isinstance(enum, Enum) else zip(_STATES, range(len(_STATES)), strict=True)
+        return next((name for name, number in names if number == value), str(value))
 
     @property
     def trap_frame(self) -> Struct | None:
