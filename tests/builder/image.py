@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from coldframe.memory import PhysicalMemory, Run
@@ -128,12 +129,14 @@ class ImageBuilder:
             if at is None and ram.free:
                 page = ram.free.pop()
                 break
-            if at is not None and at in ram.free:
-                ram.free.remove(at)
-                page = at
+            if at is not None and ram.start <= at < ram.start + len(ram.data):
+                if at != ram.free[-1]:
+                    ram.free.remove(at)
+                    ram.free.append(at)
+                page = ram.free.pop()
                 break
         else:
-            raise ValueError("no free page left" if at is None else f"the page at {at:#x} is taken or none of RAM")
+            raise ValueError("no free page left" if at is None else f"there is no RAM at {at:#x}")
         self.write_physical(page, content.ljust(PAGE, b"\0"))
         return page
 
@@ -444,8 +447,9 @@ class ImageBuilder:
         self.write_struct("_UNICODE_STRING", va, fields, dtb)
 
 
+@cache
 def pattern(seed: int) -> bytes:
-    """A page of content that tells which page it is, at every 8 bytes."""
+    """A page of content that tells which page it is, and which of its 8-byte words, at every word."""
     return b"".join(
         struct.pack("<II", seed & 0xFFFFFFFF, index * 0x9E3779B1 & 0xFFFFFFFF) for index in range(PAGE // 8)
     )

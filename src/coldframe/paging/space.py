@@ -143,14 +143,20 @@ class AddressSpace:
         """The little-endian 32-bit value at `address`."""
         base = self._locate(address)
         if base >= 0 and not address & 3:
-            return self._physical.u32(base | (address & PAGE_MASK))
+            try:
+                return self._physical.u32(base | (address & PAGE_MASK))
+            except UnreadableMemoryError:
+                pass  # `read` says it in virtual addresses
         return int(_U32.unpack(self.read(address, 4))[0])
 
     def u64(self, address: int) -> int:
         """The little-endian 64-bit value at `address`."""
         base = self._locate(address)
         if base >= 0 and not address & 7:
-            return self._physical.u64(base | (address & PAGE_MASK))
+            try:
+                return self._physical.u64(base | (address & PAGE_MASK))
+            except UnreadableMemoryError:
+                pass  # `read` says it in virtual addresses
         return int(_U64.unpack(self.read(address, 8))[0])
 
     def read_cstring(self, address: int, limit: int = 4096) -> bytes:
