@@ -1,1 +1,7 @@
-"""TODO."""
+"""Tracers built on breakpoints: calls of functions as plain data, and what they wrote to files."""
+
+from coldframe.trace.decode import Value
+from coldframe.trace.events import event, trace
+from coldframe.trace.files import FileWrites, Write, write_of
+
+__all__ = ["FileWrites", "Value", "Write", "event", "trace", "write_of"]
