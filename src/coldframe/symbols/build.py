@@ -25,6 +25,7 @@ from coldframe.symbols.tables import (
     VERSION,
     Definition,
     Kind,
+    encoded,
 )
 
 _MAX_U32 = 0xFFFF_FFFF
@@ -76,7 +77,7 @@ class TableBuilder:
         known = self._strings.get(text)
         if known is None:
             known = self._strings[text] = len(self._blob)
-            self._blob += text.encode("utf-8", "surrogateescape").replace(b"\0", b"?") + b"\0"
+            self._blob += encoded(text) + b"\0"
         return known
 
     def _type(self, kind: Kind, first: int = 0, second: int = 0, third: int = 0) -> int:
@@ -145,7 +146,7 @@ class TableBuilder:
         """
         rvas, names, index = self._symbol_sections(symbols)
         definitions: array[int] = array("I")
-        for name in sorted(self._definitions, key=_bytes):
+        for name in sorted(self._definitions, key=encoded):
             definitions.extend(self._definitions[name])
         meta = {"name": identity.name, "guid": identity.guid, "age": identity.age, "pointer_size": pointer_size}
         numbers = (self._types, self._fields, self._constants, definitions, rvas, names, index)
@@ -171,13 +172,9 @@ class TableBuilder:
         names = array("I", (string(entry[2]) for entry in ordered))
         index: array[int] = array("I")
         found = aliases | by_name
-        for name in sorted(found, key=_bytes):
+        for name in sorted(found, key=encoded):
             index.extend((string(name), found[name]))
         return rvas, names, index
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
 
 
 def _little(values: array[int]) -> bytes:

@@ -57,6 +57,14 @@ _ENUM = DEFINITION_KINDS.index("enum")
 Buffer: TypeAlias = bytes | mmap.mmap
 
 
+def encoded(name: str) -> bytes:
+    """The bytes that stand for `name` in the strings; whatever a hostile file calls something has some."""
+    try:
+        return name.encode("utf-8", "surrogateescape").replace(b"\0", b"?")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogatepass").replace(b"\0", b"?")
+
+
 class Kind(IntEnum):
     """What a row of the types section is."""
 
@@ -134,7 +142,7 @@ class TableSymbols(Symbols):
 
     def get(self, name: str) -> int | None:
         """The RVA of `name`, or None. Linker names (`_NtClose@4`) and a leading underscore left out are known too."""
-        table, wanted = self._table, name.encode("utf-8", "surrogateescape")
+        table, wanted = self._table, encoded(name)
         index = table.index
         low, high = 0, len(index) // 2
         while low < high:
@@ -228,7 +236,7 @@ class TableTypes(Types):
             return found
 
     def _search(self, name: str) -> Record | Enum | None:
-        table, wanted, width = self._table, name.encode("utf-8", "surrogateescape"), len(Definition._fields)
+        table, wanted, width = self._table, encoded(name), len(Definition._fields)
         rows = table.definitions
         low, high = 0, len(rows) // width
         while low < high:
