@@ -97,10 +97,12 @@ class ImageBuilder:
     # Physical memory
 
     def add_ram(self, start: int, size: int) -> None:
-        """Put `size` bytes of RAM at `start`; page 0 is never handed out."""
+        """Put `size` bytes of RAM at `start`; page 0 is never handed out, the upper half last (for spans)."""
         pages = [page for page in range(start, start + size, PAGE) if page]
-        self._random.shuffle(pages)
-        self.ram.append(Ram(start, bytearray(size), pages))
+        lower, upper = pages[: len(pages) // 2], pages[len(pages) // 2 :]
+        self._random.shuffle(lower)
+        self._random.shuffle(upper)
+        self.ram.append(Ram(start, bytearray(size), upper + lower))
         self.ram.sort(key=lambda ram: ram.start)
 
     def physical(self) -> PhysicalMemory:
@@ -145,7 +147,7 @@ class ImageBuilder:
         for ram in self.ram:
             free = set(ram.free)
             start = -(-ram.start // align) * align
-            for base in range(start, ram.start + len(ram.data) - size + 1, align):
+            for base in reversed(range(start, ram.start + len(ram.data) - size + 1, align)):
                 wanted = set(range(base, base + size, PAGE))
                 if wanted <= free:
                     ram.free = [page for page in ram.free if page not in wanted]
