@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 COMMON = (
     "--target=x86_64-pc-windows-msvc -ffreestanding -fno-builtin -g -gcodeview -mno-sse -mno-mmx -mno-80387 -msoft-float "
     "-mno-implicit-float -fno-stack-protector -funwind-tables -mno-stack-arg-probe -fms-extensions -Wall -Wextra -Werror "
-    "-Wno-unused-parameter -Wno-missing-field-initializers -Wno-microsoft -fno-strict-aliasing"
+    "-Wno-unused-parameter -Wno-missing-field-initializers -Wno-microsoft -Wno-multichar -fno-strict-aliasing"
 ).split()
 USER_PROGRAMS = ("smss", "csrss", "services", "svchost", "notepad")
 

@@ -18,6 +18,9 @@ extern void (*ObpDeleteRoutine[64])(void *object); /* by type index; set by the 
 NTSTATUS ObOpenObjectByPointer(void *object, ACCESS_MASK access, EPROCESS *process, HANDLE *handle); /* adds a reference */
 NTSTATUS ObReferenceObjectByHandle(HANDLE handle, ACCESS_MASK access, OBJECT_TYPE *type, void **object);
 NTSTATUS ObCloseHandle(HANDLE handle);
+struct _HANDLE_TABLE *ObCreateHandleTable(EPROCESS *process); /* for EPROCESS.ObjectTable */
+void ObKillProcess(EPROCESS *process); /* closes every handle, frees the table */
+extern struct _HANDLE_TABLE *ObpKernelHandleTable; /* System's */
 
 extern OBJECT_DIRECTORY *ObpRootDirectoryObject;
 OBJECT_DIRECTORY *ObCreateDirectory(PCWSTR name, OBJECT_DIRECTORY *parent);

@@ -18,10 +18,10 @@ typedef struct _OBJECT_ATTRIBUTES_ARGUMENT { /* OBJECT_ATTRIBUTES, as user/user.
 /* A UNICODE_STRING of the caller, copied and terminated. */
 static NTSTATUS ExpCaptureName(UNICODE_STRING *user, WCHAR name[LONGEST_NAME]) {
     UNICODE_STRING string;
-    NTSTATUS status = RtlCopyFromUser(&string, user, sizeof string);
+    NTSTATUS status = MmCopyFromUser(&string, user, sizeof string);
     if (!NT_SUCCESS(status)) return status;
     if (string.Length == 0 || string.Length % 2 || string.Length / 2 >= LONGEST_NAME) return STATUS_OBJECT_NAME_INVALID;
-    status = RtlCopyFromUser(name, (void *)string.Buffer, string.Length);
+    status = MmCopyFromUser(name, (void *)string.Buffer, string.Length);
     name[string.Length / 2] = 0;
     return status;
 }
@@ -31,7 +31,7 @@ static NTSTATUS ExpStatus(IO_STATUS_BLOCK *user, NTSTATUS status, ULONG64 inform
     memset(&block, 0, sizeof block);
     block.Status = status;
     block.Information = information;
-    NTSTATUS copied = RtlCopyToUser(user, &block, sizeof block);
+    NTSTATUS copied = MmCopyToUser(user, &block, sizeof block);
     return NT_SUCCESS(copied) ? status : copied;
 }
 
@@ -44,13 +44,13 @@ NTSTATUS NtCreateFile(HANDLE *handle, ACCESS_MASK access, OBJECT_ATTRIBUTES_ARGU
     WCHAR name[LONGEST_NAME];
     FILE_OBJECT *file;
     HANDLE opened;
-    NTSTATUS status = RtlCopyFromUser(&captured, attributes, sizeof captured);
+    NTSTATUS status = MmCopyFromUser(&captured, attributes, sizeof captured);
     if (NT_SUCCESS(status)) status = ExpCaptureName(captured.ObjectName, name);
     if (NT_SUCCESS(status)) status = IoOpenFile(name, disposition, &file);
     if (!NT_SUCCESS(status)) return status;
     status = ObOpenObjectByPointer(file, access, PsGetCurrentProcess(), &opened);
     ObDereferenceObject(file);
-    if (NT_SUCCESS(status)) status = RtlCopyToUser(handle, &opened, sizeof opened);
+    if (NT_SUCCESS(status)) status = MmCopyToUser(handle, &opened, sizeof opened);
     return NT_SUCCESS(status) ? ExpStatus(result, STATUS_SUCCESS, 1) : status;
 }
 
@@ -61,7 +61,7 @@ static NTSTATUS ExpOffset(FILE_OBJECT *file, LONG64 *user, ULONG64 *offset) {
         *offset = (ULONG64)file->CurrentByteOffset.QuadPart;
         return STATUS_SUCCESS;
     }
-    NTSTATUS status = RtlCopyFromUser(&given, user, sizeof given);
+    NTSTATUS status = MmCopyFromUser(&given, user, sizeof given);
     if (NT_SUCCESS(status) && given < 0) return STATUS_INVALID_PARAMETER;
     *offset = (ULONG64)given;
     return status;
@@ -86,7 +86,7 @@ NTSTATUS NtWriteFile(HANDLE handle, HANDLE event, void *apc, void *apc_context, 
     if (!NT_SUCCESS(status)) return status;
     void *data = ExAllocatePool(length ? length : 1, 'tirW');
     status = data ? ExpOffset(file, byte_offset, &offset) : STATUS_INSUFFICIENT_RESOURCES;
-    if (NT_SUCCESS(status)) status = RtlCopyFromUser(data, buffer, length);
+    if (NT_SUCCESS(status)) status = MmCopyFromUser(data, buffer, length);
     if (NT_SUCCESS(status)) status = IoWriteFile(file, offset, data, length, &done);
     if (NT_SUCCESS(status)) {
         file->CurrentByteOffset.QuadPart = (LONG64)(offset + done);
@@ -109,7 +109,7 @@ NTSTATUS NtReadFile(HANDLE handle, HANDLE event, void *apc, void *apc_context, I
     void *data = ExAllocatePool(length ? length : 1, 'daeR');
     status = data ? ExpOffset(file, byte_offset, &offset) : STATUS_INSUFFICIENT_RESOURCES;
     if (NT_SUCCESS(status)) status = IoReadFile(file, offset, data, length, &done);
-    if (NT_SUCCESS(status)) status = RtlCopyToUser(buffer, data, done);
+    if (NT_SUCCESS(status)) status = MmCopyToUser(buffer, data, done);
     if (NT_SUCCESS(status)) {
         file->CurrentByteOffset.QuadPart = (LONG64)(offset + done);
         status = ExpStatus(result, STATUS_SUCCESS, done);
@@ -145,7 +145,7 @@ NTSTATUS NtQueryInformationFile(HANDLE handle, IO_STATUS_BLOCK *result, void *bu
     status = IoQueryFileSize(file, &standard.EndOfFile);
     standard.AllocationSize = ROUND_TO_PAGES(standard.EndOfFile);
     ObDereferenceObject(file);
-    if (NT_SUCCESS(status)) status = RtlCopyToUser(buffer, &standard, sizeof standard);
+    if (NT_SUCCESS(status)) status = MmCopyToUser(buffer, &standard, sizeof standard);
     return NT_SUCCESS(status) ? ExpStatus(result, status, sizeof standard) : status;
 }
 
@@ -154,8 +154,8 @@ NTSTATUS NtCreatePagingFile(UNICODE_STRING *name, LONG64 *minimum, LONG64 *maxim
     LONG64 least, most;
     UNICODE_STRING string;
     NTSTATUS status = ExpCaptureName(name, captured);
-    if (NT_SUCCESS(status)) status = RtlCopyFromUser(&least, minimum, sizeof least);
-    if (NT_SUCCESS(status)) status = RtlCopyFromUser(&most, maximum, sizeof most);
+    if (NT_SUCCESS(status)) status = MmCopyFromUser(&least, minimum, sizeof least);
+    if (NT_SUCCESS(status)) status = MmCopyFromUser(&most, maximum, sizeof most);
     if (!NT_SUCCESS(status)) return status;
     RtlInitUnicodeString(&string, captured);
     status = MmCreatePagingFile(&string, (ULONG64)least, (ULONG64)most);

@@ -10,15 +10,15 @@
 NTSTATUS NtQuerySystemInformation(ULONG class, void *buffer, ULONG size, ULONG *needed) {
     if (class != SystemMinintOptions) return STATUS_INVALID_INFO_CLASS;
     ULONG length = (ULONG)strlen(KeLoaderBlock->OptionsText) + 1;
-    NTSTATUS status = needed ? RtlCopyToUser(needed, &length, sizeof length) : STATUS_SUCCESS;
+    NTSTATUS status = needed ? MmCopyToUser(needed, &length, sizeof length) : STATUS_SUCCESS;
     if (!NT_SUCCESS(status)) return status;
-    return size < length ? STATUS_BUFFER_TOO_SMALL : RtlCopyToUser(buffer, KeLoaderBlock->OptionsText, length);
+    return size < length ? STATUS_BUFFER_TOO_SMALL : MmCopyToUser(buffer, KeLoaderBlock->OptionsText, length);
 }
 
 static NTSTATUS ExpNote(const char *user, ULONG size) {
     CHAR text[LONGEST_NOTE + 1];
     if (size > LONGEST_NOTE) return STATUS_INVALID_PARAMETER;
-    NTSTATUS status = RtlCopyFromUser(text, user, size);
+    NTSTATUS status = MmCopyFromUser(text, user, size);
     if (!NT_SUCCESS(status)) return status;
     for (ULONG i = 0; i < size; i++) /* what JSON would want escaped */
         if (text[i] < ' ' || text[i] > '~' || text[i] == '"' || text[i] == '\\') text[i] = '?';
@@ -29,7 +29,7 @@ static NTSTATUS ExpNote(const char *user, ULONG size) {
 
 static NTSTATUS ExpTrim(SYSTEM_MININT_TRIM *user) {
     SYSTEM_MININT_TRIM trim;
-    NTSTATUS status = RtlCopyFromUser(&trim, user, sizeof trim);
+    NTSTATUS status = MmCopyFromUser(&trim, user, sizeof trim);
     if (NT_SUCCESS(status)) MmTrimProcess(PsGetCurrentProcess(), trim.Base, trim.Size, trim.Policy);
     return status;
 }
@@ -45,10 +45,10 @@ NTSTATUS NtDisplayString(UNICODE_STRING *user) {
     UNICODE_STRING string;
     WCHAR wide[LONGEST_NOTE];
     CHAR text[LONGEST_NOTE + 1];
-    NTSTATUS status = RtlCopyFromUser(&string, user, sizeof string);
+    NTSTATUS status = MmCopyFromUser(&string, user, sizeof string);
     if (!NT_SUCCESS(status)) return status;
     ULONG count = MIN(string.Length / 2, LONGEST_NOTE);
-    status = RtlCopyFromUser(wide, (void *)string.Buffer, count * 2);
+    status = MmCopyFromUser(wide, (void *)string.Buffer, count * 2);
     if (!NT_SUCCESS(status)) return status;
     for (ULONG i = 0; i < count; i++) text[i] = wide[i] < ' ' || wide[i] > '~' || wide[i] == '"' || wide[i] == '\\' ? '?' : (CHAR)wide[i];
     text[count] = 0;
@@ -58,6 +58,6 @@ NTSTATUS NtDisplayString(UNICODE_STRING *user) {
 
 NTSTATUS NtQueryPerformanceCounter(LONG64 *counter, LONG64 *frequency) {
     LONG64 now = (LONG64)KeQueryInterruptTime(), rate = 10000000;
-    NTSTATUS status = RtlCopyToUser(counter, &now, sizeof now);
-    return NT_SUCCESS(status) && frequency ? RtlCopyToUser(frequency, &rate, sizeof rate) : status;
+    NTSTATUS status = MmCopyToUser(counter, &now, sizeof now);
+    return NT_SUCCESS(status) && frequency ? MmCopyToUser(frequency, &rate, sizeof rate) : status;
 }

@@ -21,8 +21,8 @@ typedef struct _EXP_RANGE {
 } EXP_RANGE;
 
 static NTSTATUS ExpCaptureRange(EXP_RANGE *range, HANDLE process, void **base, SIZE_T *size) {
-    NTSTATUS status = RtlCopyFromUser(&range->Base, base, sizeof *base);
-    if (NT_SUCCESS(status)) status = RtlCopyFromUser(&range->Size, size, sizeof *size);
+    NTSTATUS status = MmCopyFromUser(&range->Base, base, sizeof *base);
+    if (NT_SUCCESS(status)) status = MmCopyFromUser(&range->Size, size, sizeof *size);
     return NT_SUCCESS(status) ? ExpProcess(process, &range->Process) : status;
 }
 
@@ -30,8 +30,8 @@ static NTSTATUS ExpCaptureRange(EXP_RANGE *range, HANDLE process, void **base, S
 static NTSTATUS ExpReturnRange(EXP_RANGE *range, NTSTATUS status, void **base, SIZE_T *size) {
     ObDereferenceObject(range->Process);
     if (!NT_SUCCESS(status)) return status;
-    NTSTATUS copied = RtlCopyToUser(base, &range->Base, sizeof *base);
-    if (NT_SUCCESS(copied)) copied = RtlCopyToUser(size, &range->Size, sizeof *size);
+    NTSTATUS copied = MmCopyToUser(base, &range->Base, sizeof *base);
+    if (NT_SUCCESS(copied)) copied = MmCopyToUser(size, &range->Size, sizeof *size);
     return NT_SUCCESS(copied) ? status : copied;
 }
 
@@ -58,7 +58,7 @@ NTSTATUS NtProtectVirtualMemory(HANDLE process, void **base, SIZE_T *size, ULONG
     if (!NT_SUCCESS(status)) return status;
     status = MmProtectVirtualMemory(range.Process, &range.Base, &range.Size, protect, &before);
     status = ExpReturnRange(&range, status, base, size);
-    return NT_SUCCESS(status) ? RtlCopyToUser(old, &before, sizeof before) : status;
+    return NT_SUCCESS(status) ? MmCopyToUser(old, &before, sizeof before) : status;
 }
 
 /* On pages that are not locked NT takes them out of the working set and says STATUS_NOT_LOCKED; minint locks none. */
@@ -79,7 +79,7 @@ NTSTATUS NtCreateSection(HANDLE *handle, ACCESS_MASK access, void *attributes, L
     HANDLE opened;
     LONG64 bytes = 0;
     NTSTATUS status = STATUS_SUCCESS;
-    if (size) status = RtlCopyFromUser(&bytes, size, sizeof bytes);
+    if (size) status = MmCopyFromUser(&bytes, size, sizeof bytes);
     if (NT_SUCCESS(status) && bytes < 0) status = STATUS_SECTION_TOO_BIG;
     if (NT_SUCCESS(status) && file_handle)
         status = ObReferenceObjectByHandle(file_handle, 1, IoFileObjectType, (void **)&file);
@@ -89,7 +89,7 @@ NTSTATUS NtCreateSection(HANDLE *handle, ACCESS_MASK access, void *attributes, L
     if (!NT_SUCCESS(status)) return status;
     status = ObOpenObjectByPointer(section, access, PsGetCurrentProcess(), &opened);
     ObDereferenceObject(section);
-    return NT_SUCCESS(status) ? RtlCopyToUser(handle, &opened, sizeof opened) : status;
+    return NT_SUCCESS(status) ? MmCopyToUser(handle, &opened, sizeof opened) : status;
 }
 
 NTSTATUS NtMapViewOfSection(HANDLE handle, HANDLE process, void **base, ULONG_PTR zero_bits, SIZE_T commit,
@@ -98,7 +98,7 @@ NTSTATUS NtMapViewOfSection(HANDLE handle, HANDLE process, void **base, ULONG_PT
     MM_SECTION *section;
     LONG64 offset = 0;
     NTSTATUS status = STATUS_SUCCESS;
-    if (section_offset) status = RtlCopyFromUser(&offset, section_offset, sizeof offset);
+    if (section_offset) status = MmCopyFromUser(&offset, section_offset, sizeof offset);
     if (NT_SUCCESS(status) && offset < 0) status = STATUS_INVALID_PARAMETER;
     if (NT_SUCCESS(status)) status = ExpCaptureRange(&range, process, base, size);
     if (!NT_SUCCESS(status)) return status;
