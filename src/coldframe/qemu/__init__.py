@@ -1,1 +1,8 @@
-"""TODO."""
+"""QEMU: its monitor, its gdbstub, its guest's RAM; starting, stopping and breaking. Knows nothing of Windows."""
+
+from coldframe.qemu.control import Breakpoint, Stop
+from coldframe.qemu.launching import VmConfig, launch
+from coldframe.qemu.machine import DescriptorTables, VirtualMachine
+from coldframe.qemu.ram import RamRange
+
+__all__ = ["Breakpoint", "DescriptorTables", "RamRange", "Stop", "VirtualMachine", "VmConfig", "launch"]

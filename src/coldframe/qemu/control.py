@@ -1,0 +1,502 @@
+"""Run control: pausing, running, stepping and breakpoints of a guest behind a gdbstub, right with any number of vCPUs.
+
+The law: a hit is one arrival of a vCPU at a breakpoint, and it is reported exactly once.
+
+- A vCPU whose hit was reported is taken over its breakpoint by one single step, with all other vCPUs frozen, before the
+  guest runs on; so no other vCPU slips past while the breakpoint is out of the way.
+- A vCPU that arrives at the same moment as another one, or that is stopped right before a breakpoint, has not been
+  reported; when the guest runs on it hits its breakpoint then, and is reported.
+- An instruction under a breakpoint may fault and run again (a push that grows the stack); the second arrival with the
+  same registers belongs to the first and is passed over.
+
+Under TCG a single step ignores breakpoints, so that they stay in; under KVM the breakpoint is taken out for the step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from coldframe.errors import CapabilityError, GuestGoneError, UsageError
+from coldframe.qemu.gdbstub import KINDS, GdbStub, StopReply
+from coldframe.qemu.guarding import Guard
+from coldframe.qemu.qmp import Monitor
+from coldframe.qemu.registers import GENERAL, Registers
+
+_TRAP = 5
+_SHUTDOWN = 3  # QEMU sends GDB's SIGQUIT for a guest that shut down and is kept (-no-shutdown)
+_LONGEST_STOP = 10.0
+_LONGEST_INSTRUCTION = 15
+_MOST_REPEATS = 1 << 16
+_REPEATED = frozenset((0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF, 0x6C, 0x6D, 0x6E, 0x6F))
+_MOST_SPURIOUS = 64
+_MOST_EMPTY_STEPS = 4
+_MOST_UNFINISHED = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a guest stopped.
+
+    `reason` is "breakpoint", "watchpoint", "step", "interrupt" (somebody paused the guest) or "shutdown"; `address` is
+    the breakpoint's, or the data's that a watchpoint saw.
+    """
+
+    vcpu: int
+    reason: str
+    address: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Breakpoint:
+    """A breakpoint that is set: `kind` is a word of `gdbstub.KINDS`, `length` bytes count for watchpoints."""
+
+    address: int
+    kind: str = "hardware"
+    length: int = 1
+
+    @property
+    def packet(self) -> bytes:
+        """The packet that sets it; with `z` for `Z` it removes it."""
+        return b"Z%x,%x,%x" % (KINDS[self.kind], self.address, self.length)
+
+    @property
+    def executes(self) -> bool:
+        """Whether it stops at code, before the instruction; a watchpoint stops after the access."""
+        return self.kind in ("hardware", "software")
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """A hit that was reported and whose vCPU has not moved since."""
+
+    vcpu: int
+    address: int
+    registers: Registers
+
+
+class Control:
+    """Runs and stops one guest. The guest is stopped when this is made."""
+
+    def __init__(self, stub: GdbStub, monitor: Monitor, guard: Guard | None, accelerator: str) -> None:
+        self._stub = stub
+        self._monitor = monitor
+        self._guard = guard
+        self._keeps_breakpoints_in_steps = accelerator == "tcg"
+        self._accelerator = accelerator
+        self._breakpoints: dict[Breakpoint, int] = {}
+        self._code: dict[int, Breakpoint] = {}
+        self._known_code: dict[int, bytes] = {}
+        self._arrival: _Arrival | None = None
+        self._unfinished: dict[tuple[int, bytes], None] = {}
+        self._waiting: Stop | None = None
+        self._registers: dict[int, Registers] = {}
+        self._unsettled = False
+        self.running = False
+        self.on_resume: list[Callable[[], None]] = []
+        descriptor = monitor.fileno()
+        if descriptor is not None:
+            stub.packets.watch(descriptor)
+
+    # -- pausing and running ----------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop all vCPUs; no effect when they are stopped."""
+        self._settle()
+        if self.running:
+            self._stub.interrupt()
+            self._waiting = self._arrived(self._stop_reply(_LONGEST_STOP), report=False) or self._waiting
+
+    def resume(self) -> None:
+        """Let all vCPUs run; a vCPU whose hit was reported passes its breakpoint first."""
+        self._settle()
+        if not self.running:
+            self._go()
+
+    def run_until_stop(self, timeout: float | None = None) -> Stop | None:
+        """Let the guest run until it stops by itself; after `timeout` seconds stop it and return None.
+
+        On an exception, Ctrl-C included, the guest is stopped and everything stays set.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._settle()
+        stop: Stop | None
+        if self._waiting is not None:  # a watchpoint that was seen while the guest was being paused
+            self.pause()
+            stop, self._waiting = self._waiting, None
+            return stop
+        self._unsettled = True
+        stop = self._run(deadline)
+        self._unsettled = False
+        return stop
+
+    def _run(self, deadline: float | None) -> Stop | None:
+        for _ in range(_MOST_SPURIOUS):
+            if not self.running:
+                self._go()
+            reply = self._stop_reply(None if deadline is None else deadline - time.monotonic())
+            if reply is None:
+                self._stub.interrupt()
+                reply = self._stop_reply(_LONGEST_STOP)
+                stop = self._arrived(reply)
+                return None if stop is None or stop.reason == "interrupt" else stop
+            stop = self._arrived(reply)
+            if stop is not None:
+                return stop
+        raise GuestGoneError(f"QEMU stopped the guest {_MOST_SPURIOUS} times without a reason")
+
+    def step(self, vcpu: int) -> Stop:
+        """Carry out one instruction of `vcpu`, the others frozen; a breakpoint right there does not stop it."""
+        self._settle()
+        self._check(vcpu)
+        if self.running:
+            raise UsageError("step needs a paused guest: pause first")
+        before = self.registers(vcpu)
+        self._unsettled = True
+        for _ in range(_MOST_EMPTY_STEPS):
+            reply = self._step(vcpu, before["rip"])
+            if reply.signal != _TRAP or self._fetch(vcpu).raw != before.raw:
+                break
+        self._unsettled = False
+        if reply.signal == _SHUTDOWN:
+            return Stop(vcpu, "shutdown")
+        if reply.watch is not None:
+            return Stop(vcpu, "watchpoint", reply.watch)
+        return Stop(vcpu, "step" if reply.signal == _TRAP else "interrupt")
+
+    def _step(self, vcpu: int, address: int) -> StopReply:
+        """One instruction of one vCPU, whatever breakpoint lies on it."""
+        self._forget(vcpu)
+        here = self._code.get(address)
+        if here is not None and not self._keeps_breakpoints_in_steps:
+            self._stub.start(b"z" + here.packet[1:], step=vcpu)
+            self.running = True
+            reply = self._await_step()
+            self._stub.ask(here.packet)
+            return reply
+        self._stub.start(step=vcpu)
+        self.running = True
+        return self._await_step()
+
+    def _await_step(self) -> StopReply:
+        reply = self._stop_reply(_LONGEST_STOP)
+        if reply is None:
+            raise GuestGoneError(f"QEMU did not finish a single step within {_LONGEST_STOP:g} s")
+        return reply
+
+    def _go(self) -> None:
+        """Let every vCPU run, the one whose hit was reported past its breakpoint first."""
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None and arrival.address in self._code:
+            before = self._registers.get(arrival.vcpu, arrival.registers)
+            if before["rip"] == arrival.address:
+                self._pass_breakpoint(arrival.vcpu, arrival.address, before)
+                return
+        self._forget()
+        self._stub.start()
+        self.running = True
+
+    def _pass_breakpoint(self, vcpu: int, address: int, before: Registers) -> None:
+        """Step `vcpu` over the breakpoint at `address`, the others frozen, then let all run.
+
+        Two round trips: the step, and the registers after it together with the start.
+        """
+        self._forget()
+        stub = self._stub
+        here = self._code[address]
+        taken_out = not self._keeps_breakpoints_in_steps
+        if address not in self._known_code:
+            self._known_code[address] = stub.read_virtual(vcpu, address, 4) or b""
+            if not taken_out:  # the first time: does a step here really ignore breakpoints?
+                after = self._step_checked(vcpu, address, before)
+                if _identity(after) == _identity(before) and not self._stays(address):
+                    self._keeps_breakpoints_in_steps, taken_out = False, True
+                else:
+                    self._finish_pass(vcpu, address, before, after)
+                    return
+        stub.start(*((b"z" + here.packet[1:],) if taken_out else ()), step=vcpu)
+        self.running = True
+        self._await_step()
+        put_back = (here.packet,) if taken_out else ()
+        if _is_repeated(self._known_code[address]):
+            stub.ask_all(*put_back)
+            self._finish_pass(vcpu, address, before, stub.registers(vcpu))
+            return
+        answers = stub.start(*put_back, *stub.registers_request(vcpu))
+        self.running = True
+        self._note_unfinished(address, before, stub.registers_answer(answers[-1]))
+
+    def _finish_pass(self, vcpu: int, address: int, before: Registers, after: Registers) -> None:
+        """End a pass whose registers are known while the guest is stopped; then let all run."""
+        if _is_repeated(self._known_code[address]):
+            for _ in range(_MOST_REPEATS):  # it is one instruction, however many steps it takes
+                if after["rip"] != address:
+                    break
+                self._step(vcpu, address)
+                after = self._stub.registers(vcpu)
+        self._note_unfinished(address, before, after)
+        self._stub.start()
+        self.running = True
+
+    def _step_checked(self, vcpu: int, address: int, before: Registers) -> Registers:
+        """Step until the vCPU has moved, at most a few times: QEMU's TCG ends some steps before the instruction."""
+        after = before
+        for _ in range(_MOST_EMPTY_STEPS):
+            self._stub.start(step=vcpu)
+            self.running = True
+            self._await_step()
+            after = self._stub.registers(vcpu)
+            if _identity(after) != _identity(before) or self._stays(address):
+                break
+        return after
+
+    def _stays(self, address: int) -> bool:
+        """Whether the instruction is a jump to itself."""
+        return self._known_code.get(address, b"")[:2] == b"\xeb\xfe"
+
+    def _note_unfinished(self, address: int, before: Registers, after: Registers) -> None:
+        """Remember an instruction that was not carried out, or went to an exception handler: it will run again.
+
+        TCG ends a step before the instruction when it polls the APIC (CPU_INTERRUPT_POLL is no interrupt that single
+        steps hold back); seen once in some thousand steps.
+        """
+        if 0 < after["rip"] - address <= _LONGEST_INSTRUCTION:
+            return
+        if _entered_handler(address, before, after) or (
+            _identity(after) == _identity(before) and not self._stays(address)
+        ):
+            if len(self._unfinished) >= _MOST_UNFINISHED:
+                self._unfinished.pop(next(iter(self._unfinished)))
+            self._unfinished[address, _identity(before)] = None
+
+    # -- what a stop means ------------------------------------------------------------------------------------------
+
+    def _stop_reply(self, timeout: float | None) -> StopReply | None:
+        """Wait for the stop of a running guest; None when the time is over."""
+        deadline = None if timeout is None else time.monotonic() + max(0.0, timeout)
+        try:
+            while True:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                payload = self._stub.packets.receive_or_wake(left)
+                if payload is not None:
+                    if payload[:1] not in b"TSWX":
+                        continue
+                    reply = self._stub.stop_reply(payload)
+                    self.running = False
+                    return reply
+                self._monitor.pump()
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+        except GuestGoneError as error:
+            raise self._gone(error) from None
+
+    def _gone(self, error: GuestGoneError) -> GuestGoneError:
+        """The best words for the machine's end: QMP knows more than the gdbstub."""
+        self.running = False
+        try:
+            for _ in range(20):
+                self._monitor.pump()
+                time.sleep(0.01)
+        except GuestGoneError as said:
+            return said
+        return error
+
+    def _arrived(self, reply: StopReply | None, report: bool = True) -> Stop | None:
+        """Make a stop of a reply; None for one that means nothing (QEMU sometimes stops twice for one breakpoint)."""
+        if reply is None:
+            raise GuestGoneError(f"QEMU did not stop the guest within {_LONGEST_STOP:g} s")
+        if reply.watch is not None:
+            return Stop(reply.vcpu, "watchpoint", reply.watch)
+        if reply.signal != _TRAP:
+            if not report:
+                return None
+            return Stop(reply.vcpu, "shutdown" if reply.signal == _SHUTDOWN else "interrupt")
+        if not report:
+            return None  # the vCPU stands before its breakpoint and hits it when the guest runs on
+        registers = self._fetch(reply.vcpu)
+        address = registers["rip"]
+        if address not in self._code:
+            return None
+        self._arrival = _Arrival(reply.vcpu, address, registers)
+        if self._unfinished and self._unfinished.pop((address, _identity(registers)), 1) is None:
+            return None
+        return Stop(reply.vcpu, "breakpoint", address)
+
+    def _settle(self) -> None:
+        """After an exception in the middle of a run: stop the guest and put back every breakpoint."""
+        if not self._unsettled:
+            return
+        self._stub.resynchronise()
+        self._stub.packets.drop()
+        self.running = False
+        self._forget()
+        self._arrival = None if self._arrival_moved() else self._arrival
+        for point in self._breakpoints:
+            self._stub.ask_all(b"z" + point.packet[1:], point.packet)
+        self._unsettled = False
+
+    def _arrival_moved(self) -> bool:
+        return self._arrival is None or self._fetch(self._arrival.vcpu)["rip"] != self._arrival.address
+
+    # -- registers --------------------------------------------------------------------------------------------------
+
+    def registers(self, vcpu: int) -> Registers:
+        """The registers of a vCPU of a paused guest; fetched once a pause."""
+        self._settle()
+        self._check(vcpu)
+        if self.running:
+            raise UsageError("registers need a paused guest: pause first")
+        return self._fetch(vcpu)
+
+    def _fetch(self, vcpu: int) -> Registers:
+        found = self._registers.get(vcpu)
+        if found is None:
+            found = self._registers[vcpu] = self._stub.registers(vcpu)
+        return found
+
+    def write_registers(self, vcpu: int, values: Mapping[str, int]) -> None:
+        """Write some registers of a vCPU of a paused guest; on error those before the one named were written."""
+        current = self.registers(vcpu)
+        for name, value in values.items():
+            if name not in current:
+                raise UsageError(f"no register {name!r}; there are {', '.join(list(current)[:32])} ...")
+            self._stub.write_register(vcpu, name, value)
+            current = self._registers[vcpu] = current.replaced({name: value})
+
+    def _check(self, vcpu: int) -> None:
+        if not 0 <= vcpu < len(self._stub.threads):
+            raise UsageError(f"no vCPU {vcpu}: there are {len(self._stub.threads)}, numbered from 0")
+
+    def _forget(self, vcpu: int | None = None) -> None:
+        if vcpu is None:
+            self._registers.clear()
+        else:
+            self._registers.pop(vcpu, None)
+            if self._arrival is not None and self._arrival.vcpu == vcpu:
+                self._arrival = None
+        for callback in self.on_resume:
+            callback()
+
+    @property
+    def vcpus(self) -> int:
+        """How many vCPUs the gdbstub shows."""
+        return len(self._stub.threads)
+
+    def read_physical(self, address: int, size: int) -> bytes:
+        """Guest-physical bytes through the gdbstub; the guest must be paused."""
+        self._settle()
+        return self._stub.read_physical(address, size)
+
+    def write_physical(self, address: int, data: bytes) -> None:
+        """Write guest-physical bytes through the gdbstub, pausing the guest for the moment."""
+        self._settle()
+        was_running = self.running
+        self.pause()
+        self._stub.write_physical(address, data)
+        if was_running:
+            self.resume()
+
+    # -- breakpoints ------------------------------------------------------------------------------------------------
+
+    def insert(self, address: int, kind: str = "hardware", length: int = 1) -> Breakpoint:
+        """Set a breakpoint; the same one may be set several times and goes with the last removal.
+
+        Stops a running guest for the moment. Raises `CapabilityError` when QEMU has no more of the kind.
+        """
+        if kind not in KINDS:
+            raise UsageError(f"no kind of breakpoint {kind!r}; there are {', '.join(KINDS)}")
+        point = Breakpoint(address % (1 << 64), kind, length)
+        self._settle()
+        count = self._breakpoints.get(point, 0)
+        if not count:
+            with_running = self.running
+            self.pause()
+            if self._guard is not None:
+                self._guard.added(point.packet)
+            answer = self._stub.ask(point.packet)
+            if answer != b"OK":
+                if self._guard is not None:
+                    self._guard.removed(point.packet)
+                raise CapabilityError(self._refusal(point))
+            if point.executes:
+                self._code.setdefault(point.address, point)
+            if with_running:
+                self.resume()
+        self._breakpoints[point] = count + 1
+        return point
+
+    def _refusal(self, point: Breakpoint) -> str:
+        what = f"a {point.kind} breakpoint of {point.length} byte{'s'[: point.length != 1]} at {point.address:#x}"
+        if self._accelerator == "kvm" and point.kind != "software":
+            return (
+                f"KVM does not take {what}: the processor has four in all, {len(self._breakpoints)} are in use here, "
+                f"and data ones are 1, 2, 4 or 8 bytes, aligned (kind 'software' writes an int3 that the guest can see)"
+            )
+        return f"QEMU does not take {what}"
+
+    def remove(self, point: Breakpoint) -> None:
+        """Take back one `insert`; no effect when it is not set."""
+        self._settle()
+        count = self._breakpoints.get(point, 0)
+        if count > 1:
+            self._breakpoints[point] = count - 1
+        if count != 1:
+            return
+        with_running = self.running
+        self.pause()
+        self._stub.ask(b"z" + point.packet[1:])
+        del self._breakpoints[point]
+        if self._guard is not None:
+            self._guard.removed(point.packet)
+        if self._code.get(point.address) == point:
+            del self._code[point.address]
+            for other in self._breakpoints:
+                if other.executes and other.address == point.address:
+                    self._code[point.address] = other
+        if with_running:
+            self.resume()
+
+    def release(self, let_run: bool) -> None:
+        """Remove every breakpoint and let the guest run, or leave it paused."""
+        self._unsettled = True
+        self._stub.resynchronise()
+        for point in list(self._breakpoints):
+            self._stub.ask(b"z" + point.packet[1:])
+        self._breakpoints.clear()
+        self._code.clear()
+        self._unsettled = False
+        self.running = let_run
+        self._forget()
+        if let_run:
+            self._stub.ask(b"D;%x" % self._stub.threads[0].process)
+
+
+def _is_repeated(code: bytes) -> bool:
+    """Whether the instruction is a string instruction with a REP prefix (F2 or F3, other prefixes around it)."""
+    if not (b"\xf3" in code[:3] or b"\xf2" in code[:3]):
+        return False
+    rest = code.lstrip(b"\xf2\xf3\x66\x67\x26\x2e\x36\x3e\x64\x65\x40\x41\x42\x43\x44\x45\x46\x47"
+                       b"\x48\x49\x4a\x4b\x4c\x4d\x4e\x4f")  # fmt: skip
+    return not rest or rest[0] in _REPEATED
+
+
+def _identity(registers: Registers) -> bytes:
+    """What is the same when an instruction runs again after its fault: the general registers, RIP and CR3."""
+    rip = registers.layout.fields["rip"]
+    cr3 = registers.layout.fields.get("cr3")
+    tail = registers.raw[cr3.offset : cr3.offset + cr3.size] if cr3 is not None else b""
+    return registers.raw[: rip.offset + rip.size] + tail
+
+
+def _entered_handler(address: int, before: Registers, after: Registers) -> bool:
+    """Whether the step at `address` ended in an exception or interrupt handler that will return to `address`.
+
+    From user mode: the privilege rose, and not by SYSCALL (which leaves the next address in RCX). In kernel mode: the
+    processor aligned RSP to 16 and pushed five values, or six with an error code (SDM volume 3, 6.14.2).
+    """
+    if before["cs"] & 3 > after["cs"] & 3:
+        return not 0 < after["rcx"] - address <= _LONGEST_INSTRUCTION
+    if any(before[name] != after[name] for name in GENERAL if name != "rsp"):
+        return False
+    return (before["rsp"] & ~15) - after["rsp"] in (40, 48)

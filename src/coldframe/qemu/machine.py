@@ -1,0 +1,322 @@
+"""A virtual machine under QEMU: its RAM, its vCPUs' registers, running and stopping it.
+
+Knows nothing of Windows. Attaching changes nothing; the gdbstub and the guardian are started by the first call that
+needs the guest stopped. Closing undoes everything; when the process dies instead, the guardian does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, UnreadableMemoryError
+from coldframe.memory import PhysicalMemory
+from coldframe.qemu import ram, stub_setup
+from coldframe.qemu.control import Breakpoint, Control, Stop
+from coldframe.qemu.gdbstub import GdbStub
+from coldframe.qemu.guarding import Guard
+from coldframe.qemu.qmp import Json, Monitor, QmpClient
+
+_TABLE = re.compile(r"^(GDT|IDT)=\s*([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE)
+_WORDS = 512  # of 8 bytes, that one `xp` is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorTables:
+    """Where the processor finds its descriptor tables; limits in bytes less one."""
+
+    idt_base: int
+    idt_limit: int
+    gdt_base: int
+    gdt_limit: int
+
+
+class VirtualMachine:
+    """One virtual machine; use `attach` or `launch` to get it, and leave it with `close` or a `with` block.
+
+    For one thread at a time.
+    """
+
+    def __init__(
+        self, monitor: Monitor, name: str, *, on_close: Callable[[], None] | None = None, ram_access: str | None = None,
+        guarded: bool = True,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self._monitor = monitor
+        self._on_close = on_close
+        self._guarded = guarded
+        self._control: Control | None = None
+        self._connection: stub_setup.StubConnection | None = None
+        self._guard: Guard | None = None
+        self._closed = False
+        self._resume_callbacks: list[Callable[[], None]] = []
+        self.was_running = self._status_running()
+        """Whether the guest ran when this was made; `close` leaves it so."""
+        self.accelerator = self._find_accelerator()
+        """ "tcg" or "kvm"."""
+        self.ram_map = ram.ram_map(monitor)
+        """The guest's RAM: ranges of guest-physical addresses and where they lie in QEMU's RAM blocks."""
+        access = ram.open_ram(monitor, self.ram_map, _SlowMemory(self), ram_access)
+        self.physical: PhysicalMemory = access.physical
+        """The guest's physical memory; it changes as the guest runs."""
+        self.memory_path = access.how
+        """How `physical` gets its bytes, for people."""
+        self.memory_refused = access.refused
+        """Why each better way to the bytes could not be taken."""
+
+    @classmethod
+    def attach(
+        cls, target: str | os.PathLike[str], *, breakpoints: bool = True, ram_access: str | None = None
+    ) -> VirtualMachine:
+        """Attach to the QEMU behind a QMP socket (a path), or to a libvirt domain (a name).
+
+        `breakpoints=False` promises that only memory and the monitor are used: no gdbstub is ever opened.
+        `ram_access` forces a way to the RAM ("mmap", "process" or "monitor") instead of the best.
+        """
+        name = os.fspath(target)
+        monitor = open_monitor(name)
+        try:
+            machine = cls(monitor, name, ram_access=ram_access)
+        except BaseException:
+            monitor.close()
+            raise
+        machine._refuses_control = not breakpoints
+        return machine
+
+    _refuses_control = False
+
+    def __enter__(self) -> VirtualMachine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(ColdframeError):  # the error under way says more
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<VirtualMachine {self.name} {self.accelerator}, {self.memory_path}>"
+
+    # -- monitor ----------------------------------------------------------------------------------------------------
+
+    def qmp(self, command: str, **arguments: Json) -> Json:
+        """Run a QMP command; `_` in argument names stands for `-`."""
+        return self._monitor.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
+
+    def monitor(self, line: str) -> str:
+        """Run a line of QEMU's human monitor (`info registers -a`) and return what it prints."""
+        return self._monitor.monitor(line)
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process, where it can be told."""
+        return self._monitor.pid
+
+    @property
+    def vcpus(self) -> int:
+        """How many virtual processors there are."""
+        if self._control is not None:
+            return self._control.vcpus
+        answer = self._monitor.execute("query-cpus-fast")
+        return len(answer) if isinstance(answer, list) else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest runs; a breakpoint may stop it at any time."""
+        return self._status_running()
+
+    def _status_running(self) -> bool:
+        status = self._monitor.execute("query-status")
+        return isinstance(status, dict) and bool(status.get("running"))
+
+    def _find_accelerator(self) -> str:
+        answer = self._monitor.execute("query-kvm")
+        return "kvm" if isinstance(answer, dict) and answer.get("enabled") else "tcg"
+
+    def descriptor_tables(self, vcpu: int = 0) -> DescriptorTables:
+        """Where the interrupt and global descriptor tables of a vCPU are, from the monitor."""
+        text = self.monitor("info registers -a")
+        parts = re.split(r"^CPU#(\d+)", text, flags=re.MULTILINE)
+        for number, part in zip(parts[1::2], parts[2::2], strict=True):
+            if int(number) == vcpu:
+                tables = {name: (int(base, 16), int(limit, 16)) for name, base, limit in _TABLE.findall(part)}
+                if len(tables) == 2:
+                    return DescriptorTables(*tables["IDT"], *tables["GDT"])
+        raise CapabilityError(f"QEMU's 'info registers -a' shows no descriptor tables of vCPU {vcpu}")
+
+    # -- control ----------------------------------------------------------------------------------------------------
+
+    @property
+    def control(self) -> Control:
+        """Run control; opens the gdbstub, and stops the guest, the first time."""
+        if self._control is None:
+            if self._closed:
+                raise CapabilityError(f"{self.name} has been detached from")
+            if self._refuses_control:
+                raise CapabilityError(f"{self.name} was attached to for its memory alone (breakpoints=False)")
+            self._control = self._open_control()
+        return self._control
+
+    def _open_control(self) -> Control:
+        passes = isinstance(self._monitor, QmpClient)
+        connection, start = stub_setup.prepare(self._monitor, can_pass_descriptors=passes)
+        was_running = self._status_running()
+        try:
+            if self._guarded:
+                self._guard = Guard(
+                    gdb=connection.socket.fileno(),
+                    qmp=self._monitor.fileno() if passes else None,
+                    pid=self._monitor.pid,
+                    was_running=was_running,
+                    domain="" if passes else self.name,
+                )
+            start()
+            self._connection = connection
+            stub_setup.wait_stopped(self._monitor)
+            stub = GdbStub(connection.socket)
+            stub.resynchronise()
+            if (
+                connection.stale
+            ):  # a client that died, its guardian too, may have left breakpoints: detaching drops them
+                stub.ask(b"D;1")
+                stub.resynchronise()
+                stub.ask(b"vAttach;1")
+            stub.greet()
+        except BaseException:
+            connection.socket.close()
+            self._close_stub(connection, was_running)
+            raise
+        self.was_running = was_running
+        control = Control(stub, self._monitor, self._guard, self.accelerator)
+        control.on_resume = self._resume_callbacks
+        return control
+
+    def on_resume(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the guest is about to run: whoever caches anything of the guest drops it there."""
+        self._resume_callbacks.append(callback)
+
+    def pause(self) -> None:
+        """Stop all vCPUs; no effect when they are stopped."""
+        self.control.pause()
+
+    def resume(self) -> None:
+        """Let all vCPUs run; no effect when they run."""
+        self.control.resume()
+
+    def step(self, vcpu: int) -> Stop:
+        """Carry out one instruction of `vcpu`, the other vCPUs frozen; the guest is paused before and after."""
+        return self.control.step(vcpu)
+
+    def run_until_stop(self, timeout: float | None = None) -> Stop | None:
+        """Let the guest run until a breakpoint or another reason stops it; after `timeout` s pause it, return None.
+
+        Every arrival at a breakpoint is returned exactly once. On an exception (Ctrl-C) breakpoints stay set.
+        Raises `GuestGoneError` when the machine ends.
+        """
+        return self.control.run_until_stop(timeout)
+
+    def registers(self, vcpu: int) -> Mapping[str, int]:
+        """The registers of `vcpu` by name (rax..r15, rip, eflags, cs.., fs_base, gs_base, k_gs_base, cr0.., efer).
+
+        The guest must be paused. Fetched once a pause.
+        """
+        return self.control.registers(vcpu)
+
+    def write_registers(self, vcpu: int, values: Mapping[str, int]) -> None:
+        """Write registers of `vcpu` by name; the guest must be paused."""
+        self.control.write_registers(vcpu, values)
+
+    def insert_breakpoint(self, address: int, kind: str = "hardware", length: int = 1) -> Breakpoint:
+        """Set a breakpoint at a virtual address, for all vCPUs: "hardware", "software" (KVM: an int3 that the guest
+        can see), or a watchpoint "write", "read", "access" of `length` bytes. Raises `CapabilityError` when full."""
+        return self.control.insert(address, kind, length)
+
+    def remove_breakpoint(self, breakpoint: Breakpoint) -> None:  # noqa: A002
+        """Remove a breakpoint; no effect when it is gone."""
+        if self._control is not None:
+            self._control.remove(breakpoint)
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Remove all breakpoints, leave the guest as it was (running or paused), close everything. Idempotent.
+
+        Raises `GuestGoneError` when the machine ended meanwhile, after everything was closed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._control is not None and self._connection is not None:
+                control, self._control = self._control, None
+                try:
+                    control.release(self.was_running)
+                finally:
+                    self._connection.socket.close()
+                    self._close_stub(self._connection, self.was_running)
+        finally:
+            if self._guard is not None:
+                self._guard.dismiss()
+                self._guard = None
+            self._monitor.close()
+            if self._on_close is not None:
+                self._on_close()
+
+    def _close_stub(self, connection: stub_setup.StubConnection, was_running: bool) -> None:
+        """Close the gdbstub if we opened it, and see that the guest runs if it did."""
+        connection.cleanup()
+        with contextlib.suppress(GuestGoneError, CapabilityError):
+            if connection.ours:
+                self._monitor.monitor("gdbserver none")
+            if was_running and not self._status_running():
+                self._monitor.execute("cont")
+        if self._control is None and self._guard is not None:
+            self._guard.dismiss()
+            self._guard = None
+
+    def _read_slowly(self, address: int, size: int) -> bytes:
+        """Guest-physical bytes through the gdbstub where it is open and the guest paused, else the monitor."""
+        if self._control is not None and not self._control.running:
+            return self._control.read_physical(address, size)
+        start = address & ~7
+        data = bytearray()
+        while len(data) < address + size - start:
+            count = min(_WORDS, (address + size - start - len(data) + 7) // 8)
+            text = self.monitor(f"xp /{count}gx {start + len(data):#x}")
+            words = re.findall(r"0x([0-9a-f]{16})", text)
+            if len(words) != count:
+                raise UnreadableMemoryError(address, size, f"QEMU's monitor says {text.strip()[:60]!r}")
+            data += b"".join(int(word, 16).to_bytes(8, "little") for word in words)
+        return bytes(data[address - start : address - start + size])
+
+
+class _SlowMemory:
+    """The last resort: guest-physical bytes through the gdbstub or the monitor. Offsets are physical addresses."""
+
+    def __init__(self, machine: VirtualMachine) -> None:
+        self._machine = machine
+
+    def __str__(self) -> str:
+        return "gdbstub and monitor (slow)"
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._machine._read_slowly(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._machine.control.write_physical(offset, data)
+
+
+def open_monitor(target: str) -> Monitor:
+    """A monitor for a QMP socket's path or a libvirt domain's name."""
+    if "/" in target or os.path.exists(target) or target.endswith((".qmp", ".sock", ".socket", ".monitor")):  # noqa: PTH110
+        return QmpClient.connect(target)
+    from coldframe.qemu.libvirt_domain import LibvirtMonitor  # noqa: PLC0415  (needs the extra)
+
+    return LibvirtMonitor.connect(target)
