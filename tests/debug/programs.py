@@ -14,6 +14,7 @@ from coldframe.errors import UnreadableMemoryError
 
 TARGET = "--target=x86_64-pc-windows-msvc"
 PAGE = 4096
+BASE = 0x140000000
 
 
 class SparseMemory:
@@ -57,9 +58,17 @@ class Program:
 
 
 def build(
-    folder: Path, *, c: str = "", asm: str = "", flags: tuple[str, ...] = ("-O2",), entry: str = "entry"
+    folder: Path,
+    *,
+    c: str = "",
+    asm: str = "",
+    flags: tuple[str, ...] = ("-O2",),
+    entry: str = "entry",
+    base: int = BASE,
+    exports: tuple[str, ...] = (),
 ) -> Program:
-    """Compile and link; the base is the image's preferred one."""
+    """Compile and link; `base` is the image's preferred one."""
+    folder.mkdir(exist_ok=True)
     if shutil.which("clang") is None or shutil.which("lld-link") is None:
         pytest.skip("clang and lld-link are not installed: ./scripts/setup installs them")
     objects = []
@@ -72,14 +81,14 @@ def build(
             objects.append(output)
     path = folder / "program.exe"
     subprocess.run(
-        ["lld-link", *objects, "/nodefaultlib", "/subsystem:native", f"/entry:{entry}", "/base:0x140000000", "/fixed",
-         "/map", "/opt:noref", f"/out:{path}"],
+        ["lld-link", *objects, "/nodefaultlib", "/subsystem:native", f"/entry:{entry}", f"/base:{base:#x}", "/fixed",
+         "/map", "/opt:noref", f"/out:{path}", *(f"/export:{name}" for name in exports)],
         check=True,
     )  # fmt: skip
-    return load(path)
+    return load(path, base)
 
 
-def load(path: Path, base: int = 0x140000000) -> Program:
+def load(path: Path, base: int) -> Program:
     file = path.read_bytes()
     header = int.from_bytes(file[0x3C:0x40], "little")
     (count,) = struct.unpack_from("<H", file, header + 6)

@@ -160,6 +160,10 @@ class StackWalker:
         self, state: Mapping[str, int], module: Module | None, memory: ReadsMemory, *, returned_to: bool
     ) -> tuple[str, Unwound | None]:
         """How the caller is found and its registers, or why not."""
+        if state["rip"] >= _KERNEL and state["rsp"] < _KERNEL and not returned_to and state["rcx"] < _KERNEL:
+            # SYSCALL has just come, or SYSRET is about to go: the stack is the user's, its rip is in rcx (SDM volume 2)
+            registers = dict(state) | {"rip": state["rcx"]}
+            return "system call", Unwound(registers, "machine frame", user=True)
         if module is None and returned_to:
             return "no module holds the return address", None
         try:
