@@ -12,14 +12,15 @@ from typing import IO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` when the block ends well, and is removed when it does not.
+    """A new file, called `stream.name`, that becomes `path` when the block ends well and is removed when it does not.
 
     Concurrent writers of one path each write their own; the last one's stays. Makes the folders on the way.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        os.close(descriptor)
+        with Path(name).open("wb") as stream:
             yield stream
         umask = os.umask(0)
         os.umask(umask)
