@@ -49,10 +49,17 @@ def build(layout: str) -> Path:
     return output
 
 
-def _tool(*words: str) -> None:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+def read_file(disk: Path, path: str) -> bytes:
+    r"""The content of the file `path` (`\Users\minint\a.txt`) on the volume of a minint disk that nobody writes to."""
+    return _tool(str(GUEST / "disk.py"), "read", str(disk), path)
+
+
+def _tool(*words: str) -> bytes:
+    done = subprocess.run([sys.executable, *words], capture_output=True, check=False)
     if done.returncode:
-        raise MinintError(f"{Path(words[0]).name} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+        raise MinintError(f"{Path(words[0]).name} failed: {said[-2000:]}")
+    return done.stdout
 
 
 def start(
