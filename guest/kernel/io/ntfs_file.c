@@ -121,11 +121,12 @@ static NTFS_STATUS Mount(NTFS_VOLUME *volume) {
     if (status >= 0) status = ReadBoot(volume, volume->Sector, &mft_lcn);
     if (status < 0) return status;
     volume->Block = volume->Io.Allocate(volume->IndexSize);
+    volume->Pairs = volume->Io.Allocate(volume->RecordSize);
     volume->Spare = volume->Io.Allocate(MAXIMUM_DEPTH * 1024u);
     volume->Work = volume->Io.Allocate(MAXIMUM_DEPTH * (volume->IndexSize + 1024u));
     NTFS_FILE *mft = volume->Mft = volume->Io.Allocate(sizeof(*mft));
     if (mft) mft->Record = volume->Io.Allocate(volume->RecordSize);
-    if (!mft || !mft->Record || !volume->Block || !volume->Spare || !volume->Work) return NTFS_NO_MEMORY;
+    if (!mft || !mft->Record || !volume->Block || !volume->Pairs || !volume->Spare || !volume->Work) return NTFS_NO_MEMORY;
     mft->Volume = volume;
     mft->References = 1;
     volume->Files = mft;
@@ -166,7 +167,7 @@ void NtfsDismount(NTFS_VOLUME *volume) {
         volume->Files = file->Next;
         Release(file);
     }
-    void *blocks[] = {volume->Sector, volume->Block, volume->Spare, volume->Work, volume->Bitmap, volume->UpCase, volume};
+    void *blocks[] = {volume->Sector, volume->Pairs, volume->Block, volume->Spare, volume->Work, volume->Bitmap, volume->UpCase, volume};
     for (size_t i = 0; i < sizeof(blocks) / sizeof(*blocks); i++)
         if (blocks[i]) release(blocks[i]);
 }

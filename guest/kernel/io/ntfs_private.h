@@ -60,6 +60,7 @@ struct NTFS_VOLUME {
     uint8_t *Bitmap; /* $Bitmap's content */
     uint16_t *UpCase;
     uint8_t *Sector; /* for parts of sectors */
+    uint8_t *Pairs;  /* runs while they are encoded */
     uint8_t *Block, *Spare, *Work; /* index blocks while one is read, split, built */
     NTFS_FILE *Files; /* open ones */
     NTFS_FILE *Mft, *BitmapFile;

@@ -209,9 +209,9 @@ NTFS_STATUS NtfsLoadStream(NTFS_STREAM *stream) {
 /* Writes the stream's sizes and runs into its attribute of the record in memory; NTFS_FULL where the record has no room. */
 NTFS_STATUS NtfsStoreStream(NTFS_STREAM *stream) {
     uint8_t *record = stream->File->Record, *attribute = NtfsFindAttribute(record, stream->Type, stream->Indexed);
-    uint8_t pairs[4096];
+    uint8_t *pairs = stream->File->Volume->Pairs;
     if (!attribute || !attribute[8] || stream->Fixed) return NTFS_FULL;
-    uint32_t offset = Get16(attribute + 0x20), bytes = EncodeRuns(stream, pairs, sizeof(pairs));
+    uint32_t offset = Get16(attribute + 0x20), bytes = EncodeRuns(stream, pairs, stream->File->Volume->RecordSize);
     if (!bytes || !NtfsResizeAttribute(record, attribute, (uint32_t)RoundUp(offset + bytes, 8))) return NTFS_FULL;
     memset(attribute + offset, 0, Get32(attribute + 4) - offset);
     memcpy(attribute + offset, pairs, bytes);
