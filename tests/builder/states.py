@@ -282,8 +282,12 @@ class _Author:
         marker = builder.vad_marker()
         bit = builder.encode("_MMPTE_SOFTWARE", SwizzleBit=1) if has_swizzle else 0
         unmarked = marker & ~builder.encode("_MMPTE_SOFTWARE", Prototype=1)
+        combined = 0
+        if "Combined" in builder.types.record("_MMPTE_PROTOTYPE").fields:
+            combined = builder.encode("_MMPTE_PROTOTYPE", Combined=1)
         for name, value in (
             ("null PTE, VAD ", 0),
+            ("marker with bit 11, VAD ", marker | combined),
             ("marker, VAD ", marker),
             ("marker with bit 4, VAD ", marker | bit),
             ("marker without bit 4, VAD ", marker & ~bit),
@@ -312,6 +316,8 @@ class _Author:
         region = self.kernel_region()
         builder.set_entry(builder.kernel_dtb, region, marker)
         self.add("kernel, marker", region, nothing, says="nothing is mapped")
+        if self.wide:
+            self.vad(region + PAGE, 4, private=True)  # no VAD is the kernel's, whatever the tree says
         self.add("kernel, null PTE", region + PAGE, nothing, says="nothing is mapped")
 
     def empty_tables(self) -> None:

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from builder import (
     LAYOUTS,
+    PAGE,
     RAM,
     RAM_BELOW_4_GB,
     VIRTUAL_STORE,
@@ -16,7 +17,8 @@ from builder import (
     kernel,
     kernel_files,
 )
-from coldframe.paging import FORMATS, PoolAddresses, PteLayout, Resolver
+from coldframe.errors import UnreadableMemoryError
+from coldframe.paging import FORMATS, AddressSpace, PoolAddresses, PteLayout, Resolver
 from coldframe.symbols.model import Types
 
 KERNELS = {path.name.split(".")[0]: path for path in kernel_files()}
@@ -55,7 +57,7 @@ def scene(name: str, page_format: str, variant: str) -> tuple[Scene, Resolver]:
     swizzle, mask = VARIANTS[variant]
     types = types_of(name)
     ram = RAM_BELOW_4_GB if page_format == "x86" else RAM
-    builder = ImageBuilder(types, page_format, swizzle=swizzle, invalid_pte_mask=mask, ram=ram)  # type: ignore[arg-type]
+    builder = ImageBuilder(types, page_format, swizzle=swizzle, invalid_pte_mask=mask, ram=ram)
     built = build_scene(builder)
     layout = PteLayout.from_types(types)
     pool = builder.shape.pool
@@ -68,3 +70,37 @@ def scene(name: str, page_format: str, variant: str) -> tuple[Scene, Resolver]:
         subsections=built.subsections,
         virtual_store=VIRTUAL_STORE,
     )
+
+
+def differences(built: Scene, resolver: Resolver) -> list[str]:
+    """What the resolver, in its three uses, finds otherwise than it was built; empty when all is right."""
+    wrong = []
+    offset = 0x358
+    spaces = {dtb: AddressSpace(resolver, dtb, built.vads) for dtb in (built.dtb, built.builder.kernel_dtb)}
+    for case in built.cases:
+        page = resolver.resolve(case.dtb, case.address + offset, built.vads)
+        expected = {
+            "state": case.state,
+            "via": case.via,
+            "physical": None if case.physical is None else case.physical + offset,
+            "pagefile": case.pagefile,
+            "subsection": case.subsection,
+            "readable": case.content is not None,
+        }
+        found = {name: getattr(page, name) for name in expected}
+        try:
+            content = spaces[case.dtb].read(case.address, PAGE)
+        except UnreadableMemoryError as error:
+            content = None
+            if (error.address, error.reason) != (case.address, page.reason):
+                wrong.append(f"{case.name}: read says {error}")
+        if found != expected:
+            steps = "; ".join(step.says for step in page.steps)
+            wrong.append(f"{case.name}: built {expected}, found {found}, {page.reason!r}, {steps}")
+        if content != case.content:
+            wrong.append(f"{case.name}: other bytes")
+        if case.says not in page.reason or bool(page.reason) == page.readable:
+            wrong.append(f"{case.name}: reason {page.reason!r}")
+        if resolver.translate(case.dtb, case.address + offset, built.vads) != page.physical:
+            wrong.append(f"{case.name}: translate and resolve differ")
+    return wrong

@@ -53,8 +53,11 @@ class PageTableFormat:
 
     @property
     def user_end(self) -> int:
-        """The first address that no VAD can hold; in 32-bit modes the split is the guest's choice (2 or 3 GB)."""
-        return 1 << (self.address_bits - 1 if self.canonical else self.address_bits)
+        """The first address that no VAD can hold.
+
+        In 32-bit modes the guest chooses where its user half ends, but at 3 GB Windows maps the page tables themselves.
+        """
+        return 1 << (self.address_bits - 1) if self.canonical else 0xC0000000
 
     def is_canonical(self, address: int) -> bool:
         """Whether the processor would walk for `address` at all."""

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from threading import local
+from typing import TypeVar
 
-from coldframe.errors import FormatError, UnreadableMemoryError
+from coldframe.errors import FormatError, NotFoundError, UnreadableMemoryError
 from coldframe.memory import PhysicalMemory
 from coldframe.paging import says
 from coldframe.paging.formats import LARGE, PAGE_MASK, PAGE_SIZE, VALID, PageTableFormat
@@ -34,6 +36,11 @@ from coldframe.paging.notes import ABSENT, ZERO, Asked, Entry, Notes, Table
 from coldframe.paging.page import Page, PagefileSlot, State, Step, SubsectionPage, Via
 from coldframe.paging.sources import DescribesSubsections, FindsVads, NamesPagingFiles, PageSource
 from coldframe.paging.swizzle import unswizzle
+
+Answer = TypeVar("Answer")
+
+_TROUBLE = (UnreadableMemoryError, FormatError, NotFoundError)
+"""What reading structures out of damaged or hostile memory raises."""
 
 MAX_DEPTH = 4
 """How deep a prototype PTE's own page may again lie behind a prototype PTE."""
@@ -79,6 +86,7 @@ class Resolver:
         self.virtual_store = virtual_store
         self.pages = pages
         self.epoch = 0
+        self._nesting = local()
 
         # For each level above the PTEs: name, shift and mask that give the entry's offset in its table, the frame
         # mask of a large entry (or 0), and how much one entry maps.
@@ -116,13 +124,28 @@ class Resolver:
 
     def supplied(self, page: Page) -> bytes | None:
         """The 4096 bytes of a page that left RAM, where the page source has them."""
-        if self.pages is None:
+        pages = self.pages
+        if pages is None:
             return None
-        try:
-            held = self.pages.read_page(page)
-        except (UnreadableMemoryError, FormatError):
-            return None
+        held = self._ask(MAX_DEPTH, lambda: pages.read_page(page))
         return held if held is not None and len(held) == PAGE_SIZE else None
+
+    def _ask(self, most: int, question: Callable[[], Answer | None]) -> Answer | None:
+        """The answer of a page source or describer, or None.
+
+        Those read guest memory through this very resolver, which may ask them again (the name of a paging file may be
+        paged out itself): no more than `most` questions within each other.
+        """
+        nested = getattr(self._nesting, "depth", 0)
+        if nested >= most:
+            return None
+        self._nesting.depth = nested + 1
+        try:
+            return question()
+        except _TROUBLE:
+            return None
+        finally:
+            self._nesting.depth = nested
 
     def translate(self, dtb: int, address: int, vads: FindsVads | None = None) -> int | None:
         """The guest-physical address of the byte at `address`, or None where `resolve` finds none in RAM."""
@@ -364,16 +387,12 @@ class Resolver:
         if address is None:
             unknown = "nt!MmSubsectionBase or nt!MmNonPagedPoolEnd, which are not known"
             return notes.stop(State.SUBSECTION, f"page is in a file; this kernel names subsections by {unknown}")
-        described, trouble = None, ""
-        if self.subsections is not None:
-            try:
-                described = self.subsections.subsection_page(address, entry.at)
-            except (UnreadableMemoryError, FormatError) as error:
-                trouble = f" ({error})"
+        described, subsections = None, self.subsections
+        if subsections is not None:
+            described = self._ask(1, lambda: subsections.subsection_page(address, entry.at))
         notes.subsection = described or SubsectionPage(address, None, None)
         if described is None:
-            reason = f"page is in the file of the subsection at {address:#x}{trouble}: give --disk"
-            return notes.stop(State.SUBSECTION, reason)
+            return notes.stop(State.SUBSECTION, f"page is in the file of the subsection at {address:#x}: give --disk")
         name = described.file or "a file whose name is not in memory"
         place = name if described.file_offset is None else f"{name} at {described.file_offset:#x}"
         step = Step("subsection", address, described.file_offset or 0, f"subsection at {address:#x}: {place}")
@@ -392,7 +411,7 @@ class Resolver:
             return notes.stop(State.UNMAPPED, reason, span)
         try:
             vad = vads.vad_page(address)
-        except (UnreadableMemoryError, FormatError) as error:
+        except _TROUBLE as error:
             return ABSENT if notes is None else notes.stop(State.UNMAPPED, f"the VADs cannot be read: {error}")
         if vad is None:
             reason = "nothing is mapped there: no VAD holds the address"
@@ -437,7 +456,7 @@ class Resolver:
 
     def _slot(self, value: int, layout: PteLayout) -> tuple[State, PagefileSlot]:
         number = layout.page_file_low.get(value)
-        store = self.virtual_store() if callable(self.virtual_store) else self.virtual_store
+        store = self._ask(1, self.virtual_store) if callable(self.virtual_store) else self.virtual_store
         state = State.COMPRESSED if number == store else State.PAGEFILE
         return state, PagefileSlot(number, layout.page_file_high.get(value) * PAGE_SIZE)
 
@@ -449,6 +468,7 @@ class Resolver:
         """The place, and what would unlock it."""
         if state is State.COMPRESSED:
             return self._place(state, slot) + ", which cannot be read yet"
-        name = None if self.paging_files is None else self.paging_files.paging_file_name(slot.number)
+        files = self.paging_files
+        name = None if files is None else self._ask(1, lambda: files.paging_file_name(slot.number))
         named = "" if name is None else f" ({name})"
         return f"paging file {slot.number}{named} at {slot.offset:#x}: give --disk or --pagefile"

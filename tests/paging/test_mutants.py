@@ -1,0 +1,194 @@
+"""Were the resolver wrong in one test, or its tests in another order, the built states would show it.
+
+Each mutant is the resolver's own source with one thing changed; each is one that published tools have had
+(volatility3's and IceBox's transition table taken for a large or a data page, rekall's transition bit without the
+prototype bit, ...) or one test of the order left out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from types import ModuleType
+
+import pytest
+from scenes import KERNELS, differences, scene
+
+from coldframe.paging import layout as layout_module
+from coldframe.paging import resolver as resolver_module
+from coldframe.paging.layout import PteLayout
+
+pytestmark = pytest.mark.skipif(not KERNELS, reason="no kernel types: ../shared/symbols is absent")
+
+TABLE = "return Table(table, None)"
+UNSWIZZLE = "unswizzle(entry.stored, self.invalid_pte_mask, layout.swizzle_bit)"
+MARKER = "layout.is_vad_marker(entry.stored)"
+REKALL = "if value & layout.prototype and not value & layout.transition:"
+PROTOTYPE = "if value & layout.prototype:"
+SLOT = "layout.page_file_high.get(value)"
+ZERO = f"if {SLOT} == 0:"
+
+RULES = {
+    "_walk": [
+        ("no large pages", "if stored & LARGE and large_frame:", "if False:"),
+        (
+            "a PTE's bit 7 is a large page",
+            "if not stored & VALID:\n            return",
+            "if stored & LARGE:\n            return",
+        ),
+    ],
+    "_large": [
+        ("a large page's offset is a small one's", "(entry.span - 1)", "PAGE_MASK"),
+    ],
+    "_in_ram": [
+        ("a frame outside RAM is a page", "if physical in self.physical:", "if True:"),
+    ],
+    "_invalid_table": [
+        ("transition tables are not followed", "if layout.is_transition(value):", "if False:"),
+        ("a transition table is the data page", TABLE, "return self._in_ram(table, State.TRANSITION, notes)"),
+        ("a transition table's bit 7 is a large page", TABLE, f"return ABSENT if value & LARGE else {TABLE[7:]}"),
+        ("tables are not unswizzled", UNSWIZZLE, "entry.stored"),
+        ("a marked table is not looked up in the VADs", " or layout.is_vad_marker(entry.stored)", ""),
+        ("a table's prototype bit is not seen", "if value & layout.prototype:", "if False:"),
+        ("a demand-zero table is paged out", ZERO, "if False:"),
+    ],
+    "_paged_table": [
+        ("paged-out tables are not noted", "notes.passes(Via.PAGED_TABLE)", "pass"),
+    ],
+    "_invalid_pte": [
+        ("PTEs are not unswizzled", UNSWIZZLE, "entry.stored"),
+        ("a zero PTE is not looked up in the VADs", "value == 0 or ", ""),
+        ("the marker is not known", f"({MARKER} and not layout.is_transition(value))", "False"),
+        ("the marker is compared after unswizzling", MARKER, "layout.is_vad_marker(value)"),
+        ("the marker needs the prototype bit", "not layout.is_transition(value)", "value & layout.prototype"),
+        ("prototypes come before the marker", MARKER, f"{MARKER} and not value & layout.prototype"),
+        ("prototypes are not followed", PROTOTYPE, "if False:"),
+        ("every PTE is a prototype", PROTOTYPE, "if True:"),
+        ("bit 11 comes before the prototype bit", PROTOTYPE, REKALL),
+    ],
+    "_software": [
+        ("no transition pages", "if layout.is_transition(value):", "if False:"),
+        (
+            "demand-zero comes before transition",
+            "if layout.is_transition(value):",
+            f"if {SLOT} and value & layout.transition:",
+        ),
+        ("no demand-zero pages", ZERO, "if False:"),
+        ("demand-zero is all other bits zero", ZERO, "if value & ~layout.protection.mask == 0:"),
+        (
+            "bit 7 makes a paging-file PTE",
+            "if notes is None:",
+            "if not value & LARGE:\n            return ZERO\n        if notes is None:",
+        ),
+    ],
+    "_prototype": [
+        ("prototype PTEs are not unswizzled", UNSWIZZLE.replace("entry.", ""), "stored"),
+        ("prototype PTEs are never valid", "if stored & VALID:", "if False:"),
+        ("subsections come before valid", "if stored & VALID:", "if stored & VALID and not stored & LARGE:"),
+        ("no subsections", PROTOTYPE, "if False:"),
+        ("bit 11 comes before the subsection bit", PROTOTYPE, REKALL),
+    ],
+    "_prototype_pte": [
+        ("prototype PTEs are read by another DTB", "self._walk(self.kernel_dtb", "self._walk(0"),
+        (
+            "prototype PTEs in pages of zeros are not there",
+            "if answer == ZERO:\n                return 0",
+            "if answer == ZERO:\n                return None",
+        ),
+        ("a circle of prototypes is followed", "elif depth >= MAX_DEPTH:", "elif False:"),
+    ],
+    "_vad": [
+        (
+            "kernel addresses are looked up in the VADs",
+            "address >= self.format.user_end or vads is None",
+            "vads is None",
+        ),
+        ("private VADs have prototypes", "if vad.private:", "if vad.private and vad.prototype_pte is None:"),
+        ("private VADs do not promise zeros", "if vad.private:", "if False:"),
+        ("VADs have no prototypes", "if vad.prototype_pte is not None:", "if False:"),
+    ],
+    "_slot": [
+        ("the store has no number", "number == store", "False"),
+        ("offsets in a paging file are pages", "* PAGE_SIZE", "* 1"),
+    ],
+}
+"""Function: what is said wrongly, what stands in the function, what stands in its place."""
+
+MUTANTS = {name: (function, old, new) for function, rules in RULES.items() for name, old, new in rules}
+
+
+def mutated(function: str, old: str, new: str) -> ModuleType:
+    """The resolver's module with `old` replaced in `function`, the first that begins so."""
+    source = inspect.getsource(resolver_module)
+    start = source.index(f"    def {function}(")
+    end = source.find("\n    def ", start + 1)
+    body = source[start : end if end > 0 else None]
+    assert old in body, f"the mutant does not apply: {old!r} is not in {function}"
+    module = ModuleType("mutant")
+    sys.modules["mutant"] = module
+    mutant = source[:start] + body.replace(old, new, 1) + source[start + len(body) :]
+    exec(compile(mutant, "mutant", "exec"), vars(module))
+    return module
+
+
+def noticed(make_resolver) -> bool:
+    """Whether some scene shows that this resolver is wrong; scenes with and without swizzling."""
+    kernel = next(iter(KERNELS))
+    for variant in ("mask bit 45", "unswizzled"):
+        built, right = scene(kernel, "4-level", variant)
+        resolver = make_resolver(right)
+        try:
+            if differences(built, resolver):
+                return True
+        except (RecursionError, AssertionError):
+            return True
+    return False
+
+
+def like(right, kind, layout=None):
+    return kind(
+        right.physical,
+        right.format,
+        layout or right.layout,
+        kernel_dtb=right.kernel_dtb,
+        invalid_pte_mask=right.invalid_pte_mask,
+        subsections=right.subsections,
+        virtual_store=right.virtual_store,
+    )
+
+
+def test_the_resolver_itself_is_no_mutant():
+    assert not noticed(lambda right: like(right, resolver_module.Resolver))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_of_the_order_is_noticed(name):
+    module = mutated(*MUTANTS[name])
+    assert noticed(lambda right: like(right, module.Resolver)), f"no built state shows that {name}"
+
+
+class TransitionWithoutPrototype(PteLayout):
+    """rekall's test: the transition bit alone, which in prototype and subsection PTEs means other things."""
+
+    __slots__ = ()
+
+    def is_transition(self, value: int) -> bool:
+        return bool(value & self.transition)
+
+
+class MarkerOfPrototype(PteLayout):
+    """The marker's all-ones looked for with the mask taken out of it."""
+
+    __slots__ = ()
+
+    def is_vad_marker(self, stored: int) -> bool:
+        return stored >> 32 == 0xFFFFDFFF
+
+
+@pytest.mark.parametrize("kind", [TransitionWithoutPrototype, MarkerOfPrototype], ids=lambda kind: kind.__name__)
+def test_a_mutant_of_the_layout_is_noticed(kind):
+    def make(right):
+        fields = {name: getattr(right.layout, name) for name in layout_module.PteLayout.__dataclass_fields__}
+        return like(right, resolver_module.Resolver, kind(**fields))
+
+    assert noticed(make)
