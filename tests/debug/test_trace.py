@@ -14,7 +14,7 @@ from builder.windows import WindowsBuilder
 from coldframe.debug import Breakpoint, Hit, StackWalker
 from coldframe.debug.current import Arrival
 from coldframe.debug.prototypes import prototype
-from coldframe.trace import FileWrites, event, write_of
+from coldframe.trace import FileWrites, argument_text, event, write_of
 from coldframe.trace.decode import arguments
 from coldframe.trace.files import safe_name
 from coldframe.windows import Guest
@@ -204,3 +204,14 @@ def test_two_files_never_share_a_saved_name(tmp_path):
         writes.add(dict(base) | {"arguments": arguments_})
     saved = writes.save(tmp_path)
     assert len({path.name.lower() for path in saved.values()}) == 4
+
+
+def test_arguments_have_a_text_for_people():
+    call = Call()
+    shown = call.arguments()
+    assert argument_text(shown["FileHandle"]) == "0x54 File \\Users\\minint\\notes.txt"
+    assert argument_text(shown["Buffer"]).startswith(f"{BUFFER:#x} 256 bytes (valid): b'")
+    assert argument_text(shown["ByteOffset"]) == f"0x0 -> {0x777}"
+    assert argument_text(shown["Length"]) == "256"
+    assert argument_text({"address": "0x5", "error": "gone"}) == "0x5 (gone)"
+    assert argument_text({"address": "0x5", "name": "a", "root": None}) == '0x5 "a"'
