@@ -19,6 +19,7 @@
 #define DO_DIRECT_IO 0x10
 
 DEVICE_OBJECT *IopVolumeDevice;
+ULONG InitWinPEModeType; /* set in phase 1 from the boot options, or by whoever watches the boot */
 
 static DRIVER_OBJECT *CreateDriver(PCWSTR folder, PCWSTR name, PCWSTR full_name) {
     OBJECT_DIRECTORY *directory = ObLookup(ObpRootDirectoryObject, folder);
