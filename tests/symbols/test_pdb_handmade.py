@@ -240,7 +240,7 @@ def test_a_lying_superblock_is_a_format_error(at: int, value: int, why: str) -> 
 
 def test_a_stream_larger_than_the_file_is_refused_before_it_is_read() -> None:
     data = bytearray(make.pdb())
-    at = data.index(struct.pack("<II", 9, 0xFFFFFFFF)) + 12
+    at = data.index(struct.pack("<II", 11, 0xFFFFFFFF)) + 12
     struct.pack_into("<I", data, at, 0x7FFFFFFF)
     tracemalloc.start()
     try:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from coldframe.errors import FormatError, SymbolNotFoundError, TypeNotFoundError
 from coldframe.symbols import PdbIdentity, SymbolFile
 from coldframe.symbols.build import TableBuilder, customary_rank, undecorated
-from coldframe.symbols.tables import TableSymbols, open_table
+from coldframe.symbols.tables import TableSymbols, encoded, open_table
 
 IDENTITY = PdbIdentity("x.pdb", "0" * 32, 1)
 
 
 def table(symbols: list[tuple[str, int]]) -> SymbolFile:
-    told = [(name, rva, "") for name, rva in symbols]
+    told = [(encoded(name), rva, b"") for name, rva in symbols]
     return open_table(TableBuilder().build(IDENTITY, 8, told), "x.pdb")
 
 
@@ -97,10 +97,10 @@ def test_a_missing_name_is_offered_near_ones() -> None:
     ],
 )
 def test_names_of_x86_lose_their_calling_convention(name: str, plain: str) -> None:
-    assert undecorated(name) == plain
+    assert undecorated(name.encode()) == plain.encode()
 
 
-WHOLE = TableBuilder().build(IDENTITY, 8, [("NtClose", 16, ""), ("NtOpen", 32, "")])
+WHOLE = TableBuilder().build(IDENTITY, 8, [(b"NtClose", 16, b""), (b"NtOpen", 32, b"")])
 
 
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))

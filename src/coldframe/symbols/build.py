@@ -13,6 +13,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain
 
 from coldframe.errors import FormatError
 from coldframe.symbols.model import PdbIdentity
@@ -25,6 +26,7 @@ from coldframe.symbols.tables import (
     VERSION,
     Definition,
     Kind,
+    decoded,
     encoded,
 )
 
@@ -47,17 +49,17 @@ def customary_rank(name: str) -> tuple[int, str]:
     return (3 if name.startswith("__") else 2), name
 
 
-def undecorated(name: str) -> str:
+def undecorated(name: bytes) -> bytes:
     """The C name of a linker symbol of x86.
 
     C symbols carry their calling convention there: `_f` (cdecl), `_f@8` (stdcall), `@f@8` (fastcall); a C++ name
     (`?...`) stays as it is.
     """
-    if not name or name[0] == "?":
+    if name[:1] in (b"?", b""):
         return name
-    plain = name[1:] if name[0] in "_@" else name
-    stem, at, digits = plain.rpartition("@")
-    return stem if at and stem and digits.isdecimal() and "@" not in stem else plain or name
+    plain = name[1:] if name[:1] in (b"_", b"@") else name
+    stem, at, digits = plain.rpartition(b"@")
+    return stem if at and stem and digits.isdigit() and b"@" not in stem else plain or name
 
 
 class TableBuilder:
@@ -138,11 +140,12 @@ class TableBuilder:
             raise FormatError(f"size of {name} does not fit 32 bits: {size:#x}")
         self._definitions[name] = Definition(self.string(name), DEFINITION_KINDS.index(kind), size, *members, base)
 
-    def build(self, identity: PdbIdentity, pointer_size: int, symbols: Iterable[tuple[str, int, str]]) -> bytes:
+    def build(self, identity: PdbIdentity, pointer_size: int, symbols: Iterable[tuple[bytes, int, bytes]]) -> bytes:
         """The finished table.
 
-        `symbols` are (name, RVA, another name to find it by or ""); earlier ones win when a name occurs at several RVAs
-        (static functions of different source files), all stay findable by address.
+        `symbols` are (name, RVA, another name to find it by or b""), names as `tables.encoded` gives them. Earlier ones
+        win when a name occurs at several RVAs (static functions of different source files); all stay findable by
+        address.
         """
         rvas, names, index = self._symbol_sections(symbols)
         definitions: array[int] = array("I")
@@ -152,29 +155,45 @@ class TableBuilder:
         numbers = (self._types, self._fields, self._constants, definitions, rvas, names, index)
         return assemble([json.dumps(meta).encode(), bytes(self._blob), *map(_little, numbers)])
 
-    def _symbol_sections(self, symbols: Iterable[tuple[str, int, str]]) -> tuple[array[int], array[int], array[int]]:
+    def _symbol_sections(
+        self, symbols: Iterable[tuple[bytes, int, bytes]]
+    ) -> tuple[array[int], array[int], array[int]]:
         """RVAs in order, the name of each, and (name, RVA) pairs in order of the names' bytes, aliases included."""
-        by_name: dict[str, int] = {}
-        aliases: dict[str, int] = {}
-        unique: set[tuple[int, str]] = set()
+        found: dict[bytes, int] = {}
+        aliases: dict[bytes, int] = {}
+        unique: set[tuple[int, bytes]] = set()
         for name, rva, alias in symbols:
             if not name or not 0 <= rva <= _MAX_U32:
                 continue
             unique.add((rva, name))
-            by_name.setdefault(name, rva)
+            found.setdefault(name, rva)
             if alias:
                 aliases.setdefault(alias, rva)
-            if name[0] in "_\x7f" and len(name) > 1:
+            if name[0] in b"_\x7f" and len(name) > 1:
                 aliases.setdefault(name[1:], rva)
-        ordered = sorted((rva, *customary_rank(name)) for rva, name in unique)
-        string = self.string
-        rvas = array("I", (entry[0] for entry in ordered))
-        names = array("I", (string(entry[2]) for entry in ordered))
-        index: array[int] = array("I")
-        found = aliases | by_name
-        for name in sorted(found, key=encoded):
-            index.extend((string(name), found[name]))
+        for alias, rva in aliases.items():
+            found.setdefault(alias, rva)
+        known = sorted(found)
+        places = dict(zip(known, accumulate(map(len, known), lambda at, size: at + size + 1, initial=len(self._blob))))  # noqa: B905 - accumulate gives the end too
+        self._blob += b"\0".join([*known, b""])
+        ordered = _customary_first(sorted(unique))
+        rvas = array("I", [rva for rva, _ in ordered])
+        names = array("I", [places[name] for _, name in ordered])
+        index = array("I", chain.from_iterable((places[name], found[name]) for name in known))
         return rvas, names, index
+
+
+def _customary_first(ordered: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """Symbols in order of their RVAs, with those that share one in the order of `customary_rank`."""
+    at = 0
+    while at < len(ordered) - 1:
+        rva, end = ordered[at][0], at + 1
+        while end < len(ordered) and ordered[end][0] == rva:
+            end += 1
+        if end - at > 1:
+            ordered[at:end] = sorted(ordered[at:end], key=lambda entry: customary_rank(decoded(entry[1])))
+        at = end
+    return ordered
 
 
 def _little(values: array[int]) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
 
 from coldframe.errors import FormatError
 from coldframe.symbols.build import undecorated
@@ -18,9 +17,8 @@ from coldframe.symbols.msf import Msf
 
 _HEADER = struct.Struct("<iIIHHHHHHiiiiiIiiHHI")
 _MODULE = struct.Struct("<34xH28x")  # of a module's description, only the number of its stream
-_U16 = struct.Struct("<H").unpack_from
-_PUBLIC = struct.Struct("<IIH").unpack_from  # flags or type, offset, section
-_PROCEDURE = struct.Struct("<28xIH").unpack_from  # offset, section
+_RECORD = struct.Struct("<HH").unpack_from  # length of what follows it, kind
+_ADDRESS = struct.Struct("<IH").unpack_from  # offset, section
 _REFERENCE = struct.Struct("<4xIH").unpack_from  # place in the module's symbols, module's number from 1
 _SECTION = struct.Struct("<12xI24x")  # of a section header, only its RVA
 _POINTER_SIZES = {0x014C: 4, 0x01C0: 4, 0x01C2: 4, 0x01C4: 4, 0x0200: 8, 0x8664: 8, 0xAA64: 8, 0xA641: 8}
@@ -28,6 +26,14 @@ _POINTER_SIZES = {0x014C: 4, 0x01C0: 4, 0x01C2: 4, 0x01C4: 4, 0x0200: 8, 0x8664:
 # Places in the optional debug header, which names further streams.
 _OMAP_FROM_SOURCE, _SECTIONS, _SECTIONS_ORIGINAL = 4, 5, 10
 _NO_STREAM = 0xFFFF
+_WITH_ADDRESS = frozenset((Symbol.PUBLIC, Symbol.PUBLIC_ST, Symbol.GLOBAL_DATA, Symbol.LOCAL_DATA))
+_PUBLIC, _PUBLIC_ST = int(Symbol.PUBLIC), int(Symbol.PUBLIC_ST)
+_REFERENCES = frozenset((Symbol.PROCEDURE_REFERENCE, Symbol.LOCAL_PROCEDURE_REFERENCE))
+_PROCEDURES = frozenset(
+    (Symbol.GLOBAL_PROCEDURE, Symbol.LOCAL_PROCEDURE, Symbol.GLOBAL_PROCEDURE_ID, Symbol.LOCAL_PROCEDURE_ID)
+)
+_PROCEDURE_NAME = 39  # bytes from a procedure's record to its name
+_LARGEST_RECORD = 0x1_0001
 _X86 = 0x014C
 
 
@@ -87,70 +93,61 @@ class DebugInfo:
         at = bisect_right(sources, rva) - 1
         return targets[at] + rva - sources[at] if at >= 0 and targets[at] else None
 
-    def symbols(self) -> Iterator[tuple[str, int, str]]:
+    def symbols(self) -> list[tuple[bytes, int, bytes]]:
         """(Name, RVA, linker name where it differs): first publics, then variables, then functions of the modules."""
         try:
-            yield from self._symbols()
+            return self._symbols()
         except (struct.error, IndexError) as error:
             raise FormatError(f"{self._where}: a symbol is cut off: {error}") from error
 
-    def _symbols(self) -> Iterator[tuple[str, int, str]]:
-        data, variables, references = self._msf.stream(self._symbol_stream), [], []
-        decorated = self.machine == _X86
-        for kind, at, end in self._records(data):
-            if kind in (Symbol.PUBLIC, Symbol.PUBLIC_ST):
-                _, offset, section = _PUBLIC(data, at)
-                rva = self.rva(section, offset)
-                if rva is not None:
-                    name = _text(data, at + 10, end) if kind == Symbol.PUBLIC else _counted_text(data, at + 10, end)
-                    plain = undecorated(name) if decorated else name
-                    yield plain, rva, "" if plain == name else name
-            elif kind in (Symbol.PROCEDURE_REFERENCE, Symbol.LOCAL_PROCEDURE_REFERENCE):
-                references.append(_REFERENCE(data, at))
-            elif kind in (Symbol.GLOBAL_DATA, Symbol.LOCAL_DATA):
-                variables.append((at, end))
-        for at, end in variables:
-            _, offset, section = _PUBLIC(data, at)
-            rva = self.rva(section, offset)
-            if rva is not None:
-                yield _text(data, at + 10, end), rva, ""
-        yield from self._procedures(references)
-
-    def _records(self, data: bytes) -> Iterator[tuple[int, int, int]]:
-        """Kind, start of content, end of each symbol record."""
+    def _symbols(self) -> list[tuple[bytes, int, bytes]]:
+        """One pass over the global symbols; a kernel has more than 60,000, so nothing is called that need not be."""
+        data, decorated, rva_of = self._msf.stream(self._symbol_stream), self.machine == _X86, self.rva
+        publics: list[tuple[bytes, int, bytes]] = []
+        variables: list[tuple[bytes, int, bytes]] = []
+        references: list[tuple[int, int]] = []
         at, stop = 0, len(data)
         while at + 4 <= stop:
-            length = data[at] | data[at + 1] << 8
+            length, kind = _RECORD(data, at)
             end = at + 2 + length
             if length < 2 or end > stop:
                 raise FormatError(f"{self._where}: symbol of {length} bytes at {at:#x} of {stop:#x}")
-            yield data[at + 2] | data[at + 3] << 8, at + 4, end
+            if kind in _WITH_ADDRESS:
+                offset, section = _ADDRESS(data, at + 8)
+                rva = rva_of(section, offset)
+                if rva is not None:
+                    name = _name(data, at + 14, end)
+                    if kind == _PUBLIC:
+                        publics.append((undecorated(name), rva, name) if decorated else (name, rva, b""))
+                    elif kind == _PUBLIC_ST:  # its length in a byte, then its characters
+                        publics.append((data[at + 15 : min(end, at + 15 + data[at + 14])], rva, b""))
+                    else:
+                        variables.append((name, rva, b""))
+            elif kind in _REFERENCES:
+                references.append(_REFERENCE(data, at + 4))
             at = end
+        return publics + variables + self._procedures(references)
 
-    def _procedures(self, references: list[tuple[int, int]]) -> Iterator[tuple[str, int, str]]:
+    def _procedures(self, references: list[tuple[int, int]]) -> list[tuple[bytes, int, bytes]]:
         """The functions that the global symbols point to in the modules' streams, static ones too."""
-        wanted: dict[int, set[int]] = {}
+        found, wanted = [], dict[int, set[int]]()
         for place, module in references:
             wanted.setdefault(module, set()).add(place)
-        kinds = (
-            Symbol.GLOBAL_PROCEDURE,
-            Symbol.LOCAL_PROCEDURE,
-            Symbol.GLOBAL_PROCEDURE_ID,
-            Symbol.LOCAL_PROCEDURE_ID,
-        )
         for module in sorted(wanted):
             if not 0 < module <= len(self._modules):
                 continue
-            stream = self._modules[module - 1]
-            data = self._msf.stream(stream, max(wanted[module]) + 0x1_0004)
-            for place in sorted(wanted[module]):
-                if place + 42 > len(data) or _U16(data, place + 2)[0] not in kinds:
-                    continue
-                end = min(len(data), place + 2 + _U16(data, place)[0])
-                offset, section = _PROCEDURE(data, place + 4)
-                rva = self.rva(section, offset)
-                if rva is not None:
-                    yield _text(data, place + 39, end), rva, ""
+            places = sorted(wanted[module])
+            data = self._msf.stream(self._modules[module - 1], places[-1] + _LARGEST_RECORD)
+            for place in places:
+                if place + _PROCEDURE_NAME > len(data):
+                    break
+                length, kind = _RECORD(data, place)
+                if kind in _PROCEDURES:
+                    offset, section = _ADDRESS(data, place + 32)
+                    rva = self.rva(section, offset)
+                    if rva is not None:
+                        found.append((_name(data, place + _PROCEDURE_NAME, place + 2 + length), rva, b""))
+        return found
 
 
 def _place(streams: tuple[int, ...], place: int) -> int:
@@ -170,11 +167,7 @@ def _module_streams(data: bytes, at: int, end: int) -> list[int]:
     return found
 
 
-def _text(data: bytes, at: int, end: int) -> str:
+def _name(data: bytes, at: int, end: int) -> bytes:
+    """The name at `at`, which ends with a NUL, or else with its record."""
     stop = data.find(b"\0", at, end)
-    return data[at : stop if stop >= 0 else end].decode("utf-8", "surrogateescape")
-
-
-def _counted_text(data: bytes, at: int, end: int) -> str:
-    """A string of old records: its length in a byte, then its characters."""
-    return data[at + 1 : min(end, at + 1 + data[at])].decode("utf-8", "surrogateescape")
+    return data[at:stop] if stop >= 0 else data[at:end]

@@ -32,7 +32,7 @@ from coldframe.symbols.model import (
     SymbolFile,
     Type,
 )
-from coldframe.symbols.tables import open_table
+from coldframe.symbols.tables import encoded, open_table
 
 SUFFIXES = (".json", ".json.xz", ".json.gz")
 
@@ -179,7 +179,7 @@ class _Compiler:
                 return builder.reference(self.text(kind.get("name"), place), reference)
         raise self.fail(place, f"a type, found the kind {kind.get('kind')!r}")
 
-    def symbols(self, pointer_size: int) -> list[tuple[str, int, str]]:
+    def symbols(self, pointer_size: int) -> list[tuple[bytes, int, bytes]]:
         """(Name, RVA, alias); the ones without an RVA (constants) are left out.
 
         Volatility 3 takes a leading underscore from every name and keeps the name as it was in `linkage_name`. Only on
@@ -188,9 +188,11 @@ class _Compiler:
         found = []
         for name, value in self.section("symbols").items():
             symbol = self.mapping(value, name)
-            linker, address = self.text(symbol.get("linkage_name", name), name), symbol.get("address")
+            address, linker = symbol.get("address"), symbol.get("linkage_name")
             if isinstance(address, int):
-                found.append((name, address, linker) if pointer_size == 4 else (linker, address, name))
+                names = encoded(name), b"" if linker is None else encoded(self.text(linker, name))
+                plain, other = names if pointer_size == 4 or not names[1] else names[::-1]
+                found.append((plain, address, other))
         return found
 
     def identity(self) -> PdbIdentity:

@@ -65,6 +65,11 @@ def encoded(name: str) -> bytes:
         return name.encode("utf-8", "surrogatepass").replace(b"\0", b"?")
 
 
+def decoded(name: bytes) -> str:
+    """The name that `encoded` made `name` of."""
+    return name.decode("utf-8", "surrogateescape")
+
+
 class Kind(IntEnum):
     """What a row of the types section is."""
 
@@ -123,7 +128,7 @@ class _Table:
 
     def text(self, offset: int) -> str:
         """The name at `offset` of the strings, as text."""
-        return self.raw(offset).decode("utf-8", "surrogateescape")
+        return decoded(self.raw(offset))
 
 
 def _numbers(part: memoryview) -> memoryview:
