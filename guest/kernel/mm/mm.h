@@ -19,7 +19,7 @@
 #ifndef MM_H
 #define MM_H
 
-#include "nt.h"
+#include "../nt.h"
 
 #define PAGE_SIZE 0x1000ull
 #define PAGE_SHIFT 12
@@ -135,7 +135,6 @@ typedef enum _MM_TRIM {
     MmTrimTablesToBacking = 16, /* ... and to the paging file */
     MmTrimProtosToBacking = 32, /* shared pages: the prototype PTEs too leave transition, only then */
     MmTrimKeep = 64,          /* the working-set manager leaves this process alone from now on */
-    MmTrimForget = 128,       /* shared pages: the process's PTEs become null (resolved through the VAD) */
 } MM_TRIM;
 /* Size 0: the whole user space. Returns the number of pages that changed state. */
 ULONG MmTrimProcess(EPROCESS *Process, void *Base, SIZE_T Size, ULONG Policy);
