@@ -78,8 +78,8 @@ ULONG64 KeQuerySystemTime(void); /* 100 ns since 1601 */
 /* Sends the interrupt whose handler calls MmFlushInterrupt (mm.h), at IPI_LEVEL, to a set of processors. */
 void KiRequestFlush(ULONG64 processors);
 
-/* Stops every other processor until KeThawExecution; the caller stays at the IRQL it had. Whoever calls this first takes
- * the locks it will need: a processor may be stopped while its thread holds any other. */
+/* Stops every other processor, and every other thread, until KeThawExecution; PASSIVE_LEVEL. The caller goes on on the boot
+ * processor, to which device interrupts come. No stopped processor holds a spin lock; stopped threads may hold anything else. */
 void KeFreezeExecution(void);
 void KeThawExecution(void);
 void KeIpiGenericCall(void (*routine)(void *), void *context); /* on all processors, IPI_LEVEL, and waits */

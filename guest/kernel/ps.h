@@ -24,6 +24,10 @@ NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent,
 
 void PsInitSystem(void);
 
+#ifndef HAVE__KLDR_DATA_TABLE_ENTRY
+typedef LDR_DATA_TABLE_ENTRY KLDR_DATA_TABLE_ENTRY; /* before Windows 10 the kernel used the user structure */
+#endif
+
 /* Loaded kernel images for those who list them: mm and io may add lines of their own. */
 KLDR_DATA_TABLE_ENTRY *MiProcessLoaderEntry(PCWSTR full_name, PCWSTR base_name, void *base, ULONG size, void *entry);
 #endif

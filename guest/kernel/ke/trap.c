@@ -1,0 +1,146 @@
+/* What the entries of trap.S call. */
+#include "nt.h"
+#include "ki.h"
+
+void KiUserException(KTRAP_FRAME *frame, NTSTATUS status, ULONG64 information);
+
+static BOOLEAN KiFromUser(const KTRAP_FRAME *frame) { return frame->SegCs & 1; }
+
+void KiDispatchException(KTRAP_FRAME *frame, ULONG vector) {
+    if (vector == 1 || vector == 3) { /* nobody debugs from inside; a debugger outside takes these itself */
+        if (vector == 3) return;
+        frame->EFlags &= ~0x100u;
+        return;
+    }
+    if (vector != 2 && KiFromUser(frame)) {
+        static const NTSTATUS codes[20] = {[0] = (NTSTATUS)0xC0000094, [4] = (NTSTATUS)0xC0000095, [5] = (NTSTATUS)0xC000008C,
+                                           [6] = (NTSTATUS)0xC000001D, [17] = (NTSTATUS)0x80000002};
+        __sti();
+        KiUserException(frame, vector < 20 && codes[vector] ? codes[vector] : STATUS_ACCESS_VIOLATION, frame->Rip);
+        return;
+    }
+    KdEvent("{\"event\":\"trap\",\"vector\":%u,\"rip\":\"%#llx\",\"rsp\":\"%#llx\",\"error\":\"%#llx\",\"cr2\":\"%#llx\"}", vector,
+            frame->Rip, frame->Rsp, frame->ErrorCode, __cr2());
+    KeBugCheckEx(vector == 8 ? 0x7F : 0x1E, vector, frame->Rip, frame->Rsp, frame->ErrorCode);
+}
+
+void KiHandlePageFault(KTRAP_FRAME *frame) {
+    void *address = (void *)frame->FaultAddress;
+    ULONG64 error = frame->ErrorCode;
+    if (KeGetCurrentIrql() >= DISPATCH_LEVEL || !(frame->EFlags & 0x200))
+        KeBugCheckEx(0xA, (ULONG64)address, KeGetCurrentIrql(), error, frame->Rip); /* IRQL_NOT_LESS_OR_EQUAL */
+    __sti();
+    KTRAP_FRAME *before = KeGetCurrentThread()->TrapFrame;
+    KeGetCurrentThread()->TrapFrame = frame;
+    NTSTATUS status = MmAccessFault(error, address, KiFromUser(frame), frame);
+    KeGetCurrentThread()->TrapFrame = before;
+    if (NT_SUCCESS(status)) return;
+    if (!KiFromUser(frame)) KeBugCheckEx(0x50, (ULONG64)address, error, frame->Rip, (ULONG64)(ULONG)status); /* PAGE_FAULT_IN_NONPAGED_AREA */
+    KiUserException(frame, status, (ULONG64)address);
+}
+
+/* ---- Interrupts */
+
+static void (*volatile KiCallRoutine)(void *);
+static void *volatile KiCallContext;
+static volatile LONG KiCallLeft;
+static KSPIN_LOCK KiCallLock;
+volatile LONG KiFreezeLevel;
+KTHREAD *volatile KiFreezeOwner;
+
+static void KiAnswerIpi(void) {
+    KI_CPU *cpu = &KiCpu[KeGetCurrentProcessorNumber()];
+    ULONG64 request = __atomic_exchange_n(&cpu->IpiRequest, 0, __ATOMIC_SEQ_CST);
+    if (request & KI_IPI_FLUSH) MmFlushInterrupt();
+    if (request & KI_IPI_CALL) {
+        KiCallRoutine(KiCallContext);
+        __atomic_sub_fetch(&KiCallLeft, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+/* At DISPATCH_LEVEL, from the DPC interrupt: no spin lock is held here. Interrupts stay off, so nothing of this processor
+ * changes memory until it is let go. */
+void KiStayFrozen(void) {
+    KI_CPU *cpu = &KiCpu[KeGetCurrentProcessorNumber()];
+    if (!KiFreezeLevel || KiFreezeOwner == KeGetCurrentThread()) return;
+    __cli();
+    cpu->Frozen = TRUE;
+    while (KiFreezeLevel) {
+        if (cpu->IpiRequest) KiAnswerIpi();
+        __relax();
+    }
+    cpu->Frozen = FALSE;
+    __sti();
+}
+
+void KiHandleInterrupt(KTRAP_FRAME *frame, ULONG vector) {
+    KIRQL old = KeGetCurrentIrql(), level = (KIRQL)(vector >> 4);
+    if (vector == VECTOR_SPURIOUS) return;
+    frame->PreviousIrql = old;
+    if (level > old) KeRaiseIrql(level);
+    KeGetCurrentPrcb()->InterruptCount++;
+    switch (vector) {
+    case VECTOR_DPC:
+        HalpEndInterrupt();
+        __sti();
+        KiRetireDpcs();
+        break;
+    case VECTOR_CLOCK:
+        KiClockTick();
+        HalpEndInterrupt();
+        break;
+    case VECTOR_IPI:
+        HalpEndInterrupt();
+        KiAnswerIpi();
+        break;
+    default:
+        HalpDispatchDevice(vector);
+        HalpEndInterrupt();
+    }
+    __cli();
+    if (level > old) KeLowerIrql(old);
+}
+
+void KiRequestFlush(ULONG64 processors) {
+    for (ULONG i = 0; i < KeNumberProcessors; i++) {
+        if (!(processors >> i & 1)) continue;
+        __atomic_or_fetch(&KiCpu[i].IpiRequest, KI_IPI_FLUSH, __ATOMIC_SEQ_CST);
+        HalpSendIpi(KiCpu[i].ApicId, VECTOR_IPI);
+    }
+}
+
+void KeIpiGenericCall(void (*routine)(void *), void *context) {
+    KIRQL old = KeAcquireSpinLock(&KiCallLock);
+    ULONG self = KeGetCurrentProcessorNumber();
+    KiCallRoutine = routine;
+    KiCallContext = context;
+    KiCallLeft = (LONG)KeNumberProcessors - 1;
+    for (ULONG i = 0; i < KeNumberProcessors; i++) {
+        if (i == self) continue;
+        __atomic_or_fetch(&KiCpu[i].IpiRequest, KI_IPI_CALL, __ATOMIC_SEQ_CST);
+        HalpSendIpi(KiCpu[i].ApicId, VECTOR_IPI);
+    }
+    routine(context);
+    while (KiCallLeft) __relax();
+    KeReleaseSpinLock(&KiCallLock, old);
+}
+
+void KeFreezeExecution(void) {
+    KTHREAD *thread = KeGetCurrentThread();
+    thread->Affinity.Mask = 1; /* device interrupts come to the boot processor */
+    while (KeGetCurrentProcessorNumber()) KeYieldThread();
+    KiFreezeOwner = thread;
+    __atomic_store_n(&KiFreezeLevel, 1, __ATOMIC_SEQ_CST);
+    for (ULONG i = 1; i < KeNumberProcessors; i++) HalpSendIpi(KiCpu[i].ApicId, VECTOR_DPC);
+    for (ULONG i = 1; i < KeNumberProcessors; i++)
+        while (!KiCpu[i].Frozen) __relax();
+}
+
+void KeThawExecution(void) {
+    KTHREAD *thread = KeGetCurrentThread();
+    __atomic_store_n(&KiFreezeLevel, 0, __ATOMIC_SEQ_CST);
+    KiFreezeOwner = NULL;
+    for (ULONG i = 1; i < KeNumberProcessors; i++)
+        while (KiCpu[i].Frozen) __relax();
+    thread->Affinity.Mask = ~0ull;
+}

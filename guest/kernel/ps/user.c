@@ -1,0 +1,247 @@
+/* User processes: image and ntdll.dll mapped, PEB, process parameters, TEBs and stacks as NT lays them out. */
+#include "io/io.h"
+#include "ke/ki.h"
+#include "psp.h"
+
+MM_SECTION *PspSystemDllSection;
+void *PspLdrInitializeThunk;
+
+/* ---- ntdll.dll's start routine, from its export table (of the file: RVAs go through the section headers) */
+
+typedef struct _PSP_IMAGE {
+    UCHAR *Bytes;
+    ULONG Size;
+} PSP_IMAGE;
+
+static void *PspAtRva(const PSP_IMAGE *image, ULONG rva, ULONG size) {
+    UCHAR *header = image->Bytes + *(ULONG *)(image->Bytes + 0x3C);
+    UCHAR *section = header + 24 + *(USHORT *)(header + 20);
+    for (ULONG i = 0; i < *(USHORT *)(header + 6); i++, section += 40) {
+        ULONG start = *(ULONG *)(section + 12), raw = *(ULONG *)(section + 16), offset = *(ULONG *)(section + 20);
+        if (rva < start || rva - start >= raw || size > raw - (rva - start)) continue;
+        return offset + raw <= image->Size ? image->Bytes + offset + (rva - start) : NULL;
+    }
+    return NULL;
+}
+
+static ULONG PspExportRva(const PSP_IMAGE *image, const char *name) {
+    UCHAR *header = image->Bytes + *(ULONG *)(image->Bytes + 0x3C);
+    ULONG *exports = PspAtRva(image, *(ULONG *)(header + 24 + 112), 40);
+    if (!exports) return 0;
+    ULONG count = exports[6];
+    ULONG *functions = PspAtRva(image, exports[7], exports[5] * 4), *names = PspAtRva(image, exports[8], count * 4);
+    USHORT *ordinals = PspAtRva(image, exports[9], count * 2);
+    if (!functions || !names || !ordinals) return 0;
+    for (ULONG i = 0; i < count; i++) {
+        const char *text = PspAtRva(image, names[i], 1);
+        if (text && !strcmp(text, name)) return functions[ordinals[i]];
+    }
+    return 0;
+}
+
+NTSTATUS PspLocateSystemDll(void) {
+    FILE_OBJECT *file;
+    MM_IMAGE information;
+    PSP_IMAGE image;
+    ULONG64 size;
+    ULONG done;
+    NTSTATUS status = IoOpenFile(L"\\Windows\\System32\\ntdll.dll", FILE_OPEN, &file);
+    if (!NT_SUCCESS(status)) return status;
+    status = IoQueryFileSize(file, &size);
+    if (!NT_SUCCESS(status)) return status;
+    image.Size = (ULONG)size;
+    image.Bytes = ExAllocatePool(size, 'lldP');
+    if (!image.Bytes) return STATUS_INSUFFICIENT_RESOURCES;
+    status = IoReadFile(file, 0, image.Bytes, image.Size, &done);
+    if (NT_SUCCESS(status)) status = MmCreateSection(&PspSystemDllSection, file, 0, PAGE_EXECUTE, SEC_IMAGE);
+    if (NT_SUCCESS(status)) status = MmQueryImage(PspSystemDllSection, &information);
+    if (NT_SUCCESS(status)) {
+        ULONG rva = PspExportRva(&image, "LdrInitializeThunk");
+        PspLdrInitializeThunk = (UCHAR *)information.Base + rva;
+        if (!rva) status = STATUS_INVALID_IMAGE_FORMAT;
+    }
+    ExFreePool(image.Bytes);
+    ObDereferenceObject(file);
+    return status;
+}
+
+/* ---- PEB, parameters, TEB */
+
+static NTSTATUS PspAllocate(EPROCESS *process, SIZE_T size, void **base) {
+    *base = NULL;
+    return MmAllocateVirtualMemory(process, base, &size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+}
+
+static NTSTATUS PspWrite(EPROCESS *process, void *to, const void *from, SIZE_T size) {
+    return MmCopyProcess(process, to, (void *)from, size, TRUE);
+}
+
+/* Normalised RTL_USER_PROCESS_PARAMETERS: the strings behind the structure, in one allocation. */
+static NTSTATUS PspMakeParameters(EPROCESS *process, PCWSTR path, PCWSTR command_line, void **parameters) {
+    SIZE_T total = 0x1000;
+    UCHAR *block = ExAllocatePool(total, 'rapP'), *user;
+    if (!block) return STATUS_INSUFFICIENT_RESOURCES;
+    NTSTATUS status = PspAllocate(process, total, (void **)&user);
+    RTL_USER_PROCESS_PARAMETERS *p = (RTL_USER_PROCESS_PARAMETERS *)block;
+    SIZE_T at = sizeof *p;
+    const PCWSTR texts[] = {path, command_line, L"C:\\Windows\\System32\\", L"C:\\Windows\\System32"};
+    UNICODE_STRING *strings[] = {&p->ImagePathName, &p->CommandLine, &p->CurrentDirectory.DosPath, &p->DllPath};
+    for (ULONG i = 0; i < ARRAYSIZE(texts); i++) {
+        SIZE_T bytes = wcslen(texts[i]) * 2;
+        if (at + bytes + 2 > total) {
+            ExFreePool(block);
+            return STATUS_INVALID_PARAMETER;
+        }
+        memcpy(block + at, texts[i], bytes);
+        strings[i]->Buffer = (void *)(user + at);
+        strings[i]->Length = (USHORT)bytes;
+        strings[i]->MaximumLength = (USHORT)(bytes + 2);
+        at = (at + bytes + 2 + 7) & ~7ull;
+    }
+    p->MaximumLength = p->Length = (ULONG)at;
+    p->Flags = 1; /* normalised */
+    if (NT_SUCCESS(status)) status = PspWrite(process, user, block, at);
+    ExFreePool(block);
+    *parameters = user;
+    return status;
+}
+
+static NTSTATUS PspMakePeb(EPROCESS *process, PCWSTR path, PCWSTR command_line, void *image_base) {
+    PEB *peb = ExAllocatePool(sizeof(PEB), 'bePP');
+    void *user, *parameters;
+    if (!peb) return STATUS_INSUFFICIENT_RESOURCES;
+    NTSTATUS status = PspAllocate(process, sizeof(PEB), &user);
+    if (NT_SUCCESS(status)) status = PspMakeParameters(process, path, command_line, &parameters);
+    if (NT_SUCCESS(status)) {
+        peb->ImageBaseAddress = image_base;
+        peb->ProcessParameters = parameters;
+        peb->Mutant = (HANDLE)-1ll;
+        peb->NumberOfProcessors = KeNumberProcessors;
+        peb->OSMajorVersion = NT_LAYOUT_MAJOR;
+        peb->OSMinorVersion = NT_LAYOUT_MINOR;
+        peb->OSBuildNumber = NT_LAYOUT_BUILD;
+        peb->OSPlatformId = 2;
+        peb->ImageSubsystem = 1;
+        status = PspWrite(process, user, peb, sizeof(PEB));
+    }
+    process->Peb = user;
+    ExFreePool(peb);
+    return status;
+}
+
+NTSTATUS PspCreateUserThread(EPROCESS *process, void *start, void *argument, ETHREAD **thread) {
+    SIZE_T reserve = PSP_USER_STACK_RESERVE, commit = PSP_USER_STACK_COMMIT;
+    void *stack = NULL, *user_teb;
+    NTSTATUS status = MmAllocateVirtualMemory(process, &stack, &reserve, MEM_RESERVE, PAGE_READWRITE);
+    if (!NT_SUCCESS(status)) return status;
+    UCHAR *top = (UCHAR *)stack + reserve;
+    void *limit = top - commit;
+    status = MmAllocateVirtualMemory(process, &limit, &commit, MEM_COMMIT, PAGE_READWRITE);
+    if (NT_SUCCESS(status)) status = PspAllocate(process, sizeof(TEB), &user_teb);
+    TEB *teb = ExAllocatePool(sizeof(TEB), 'beTP');
+    if (!teb) status = STATUS_INSUFFICIENT_RESOURCES;
+    if (!NT_SUCCESS(status)) return status;
+    KTRAP_FRAME frame;
+    memset(&frame, 0, sizeof frame);
+    frame.Rip = (ULONG64)PspLdrInitializeThunk;
+    frame.Rcx = (ULONG64)start;
+    frame.Rdx = (ULONG64)argument;
+    frame.Rsp = (ULONG64)top - 0x58; /* 16 n - 8; the zeroed stack gives the null return address and home space */
+    frame.SegCs = KGDT64_R3_CODE | 3;
+    frame.SegSs = KGDT64_R3_DATA | 3;
+    frame.EFlags = 0x202;
+    status = PspCreateThread(process, NULL, NULL, &frame, user_teb, thread);
+    if (NT_SUCCESS(status)) {
+        teb->NtTib.StackBase = top;
+        teb->NtTib.StackLimit = limit;
+        teb->NtTib.Self = user_teb;
+        teb->ClientId = teb->RealClientId = (*thread)->Cid;
+        teb->ProcessEnvironmentBlock = process->Peb;
+        teb->DeallocationStack = stack;
+        status = PspWrite(process, user_teb, teb, sizeof(TEB));
+        (*thread)->Win32StartAddress = start;
+        ObReferenceObject(*thread); /* one for the running thread, one for the caller */
+        PspStartThread(*thread);
+    }
+    ExFreePool(teb);
+    return status;
+}
+
+/* ---- Processes */
+
+/* \??\C:\x, C:\x, \SystemRoot\x and \x all lie on the one volume; the audit name is the object manager's. */
+static void PspNameProcess(EPROCESS *process, PCWSTR path) {
+    static const WCHAR volume[] = L"\\Device\\HarddiskVolume1";
+    SIZE_T skip = path[0] && path[1] == ':' ? 2 : !RtlCompareWideNoCase(path, MIN(wcslen(path), 6), L"\\??\\C:", 6) ? 6 : 0;
+    SIZE_T length = wcslen(path + skip), prefix = ARRAYSIZE(volume) - 1;
+    OBJECT_NAME_INFORMATION *name = ExAllocatePool(sizeof *name + (prefix + length + 1) * 2, 'mNbO');
+    if (!name) return;
+    WCHAR *text = (WCHAR *)(name + 1);
+    memcpy(text, volume, prefix * 2);
+    memcpy(text + prefix, path + skip, length * 2);
+    name->Name.Buffer = (void *)text;
+    name->Name.Length = (USHORT)((prefix + length) * 2);
+    name->Name.MaximumLength = name->Name.Length + 2;
+    process->SeAuditProcessCreationInfo.ImageFileName = name;
+}
+
+static void PspBaseName(PCWSTR path, CHAR name[16]) {
+    SIZE_T end = wcslen(path), start = end;
+    while (start && path[start - 1] != '\\') start--;
+    ULONG n = 0;
+    for (; n < 14 && start < end; n++, start++) name[n] = (CHAR)path[start];
+    name[n] = 0;
+}
+
+static NTSTATUS PspMapImages(EPROCESS *process, MM_SECTION *section, MM_IMAGE *image) {
+    SIZE_T size = 0;
+    void *base = NULL;
+    NTSTATUS status = MmQueryImage(section, image);
+    if (NT_SUCCESS(status)) status = MmMapViewOfSection(section, process, &base, 0, &size, PAGE_EXECUTE_WRITECOPY);
+    if (!NT_SUCCESS(status)) return status;
+    image->Entry = (UCHAR *)base + ((UCHAR *)image->Entry - (UCHAR *)image->Base);
+    image->Base = base;
+    size = 0;
+    base = NULL;
+    return MmMapViewOfSection(PspSystemDllSection, process, &base, 0, &size, PAGE_EXECUTE_WRITECOPY);
+}
+
+NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent, EPROCESS **result, ETHREAD **thread) {
+    FILE_OBJECT *file;
+    MM_SECTION *section = NULL;
+    MM_IMAGE image;
+    CHAR name[16];
+    EPROCESS *process = NULL;
+    NTSTATUS status = IoOpenFile(path, FILE_OPEN, &file);
+    if (!NT_SUCCESS(status)) return status;
+    PspBaseName(path, name);
+    status = MmCreateSection(&section, file, 0, PAGE_EXECUTE, SEC_IMAGE);
+    if (NT_SUCCESS(status)) process = PspCreateProcessObject(name, parent);
+    if (NT_SUCCESS(status) && !process) status = STATUS_INSUFFICIENT_RESOURCES;
+    if (NT_SUCCESS(status)) status = MmCreateProcessAddressSpace(process);
+    if (NT_SUCCESS(status)) status = PspMapImages(process, section, &image);
+    if (NT_SUCCESS(status)) {
+        process->SectionObject = section;
+        process->SectionBaseAddress = image.Base;
+#ifdef HAVE__EPROCESS__ImageFilePointer
+        process->ImageFilePointer = file;
+#endif
+        PspNameProcess(process, path);
+        status = PspMakePeb(process, path, command_line, image.Base);
+    }
+    if (NT_SUCCESS(status)) {
+        PspInsertProcess(process);
+        KdEvent("{\"event\":\"process\",\"pid\":%u,\"ppid\":%u,\"name\":\"%s\",\"path\":\"%ws\",\"eprocess\":\"%p\",\"dtb\":\"%#llx\","
+                "\"user_dtb\":\"%#llx\",\"base\":\"%p\",\"ntdll\":\"%p\",\"peb\":\"%p\"}",
+                PsGetProcessId(process), (ULONG)(ULONG64)process->InheritedFromUniqueProcessId, process->ImageFileName, path,
+                process, process->Pcb.DirectoryTableBase, process->Pcb.UserDirectoryTableBase, image.Base,
+                PspLdrInitializeThunk, process->Peb);
+        status = PspCreateUserThread(process, image.Entry, process->Peb, thread);
+    }
+    if (!NT_SUCCESS(status)) {
+        KdEvent("{\"event\":\"process-failed\",\"path\":\"%ws\",\"status\":\"%#x\"}", path, status);
+        return status; /* what was made stays: minint's images are all there or the boot has failed */
+    }
+    *result = process;
+    return STATUS_SUCCESS;
+}
