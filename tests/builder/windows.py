@@ -268,6 +268,32 @@ class WindowsBuilder(ImageBuilder):
         self._append(head, entry + self.types.offset(kind, "InLoadOrderLinks"), dtb)
         process.modules.append((name, base, size))
 
+    def add_wow64(self, process: BuiltProcess, modules: list[tuple[str, int, int]], va: int = 0x7F00_0000) -> None:
+        """A 32-bit PEB and loader list, at the offsets that debuggers show for 32-bit Windows."""
+        dtb = process.dtb
+        self.add_user_memory(process, va, 3 * PAGE)
+        self.write_struct("_PEB32", va, {"Ldr": va + PAGE}, dtb)
+        head = va + PAGE + 0x0C
+        links = [head, *(va + PAGE + 0x100 * (index + 1) for index in range(len(modules)))]
+        for index, link in enumerate(links):
+            self.write(link, struct.pack("<II", links[(index + 1) % len(links)], links[index - 1]), dtb)
+        for entry, (name, base, size) in zip(links[1:], modules, strict=True):
+            path = f"C:\\Windows\\SysWOW64\\{name}".encode("utf-16-le")
+            text = entry + PAGE
+            self.write(text, path, dtb)
+            own = 2 * len(name)
+            strings = (len(path), len(path), text, own, own, text + len(path) - own)
+            self.write(entry + 0x18, struct.pack("<IIIHHIHHI", base, base + 0x1000, size, *strings), dtb)
+            self.write(entry + 0x44, struct.pack("<I", 0x5F000000), dtb)
+            process.modules.append((name, base, size))
+        if self.types.has_field("_EWOW64PROCESS", "Peb"):
+            holder = self.allocate_struct("_EWOW64PROCESS", {"Peb": va})
+        else:
+            holder = va
+        path = self._has_path("_EPROCESS", "WoW64Process", "Wow64Process")
+        assert path is not None
+        self.write_struct("_EPROCESS", process.address, {path: holder})
+
     # Objects and handles
 
     def allocate_object(self, kind: str, body: str, fields: Mapping[str, Value] | None = None, name: str = "") -> int:

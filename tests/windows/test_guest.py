@@ -99,6 +99,30 @@ def test_user_modules_come_from_the_peb(built):
     assert list(guest.process(368).modules) == []
 
 
+def test_a_wow64_process_has_its_32_bit_modules_after_the_others(built):
+    image = built.image
+    image.add_module(built.notepad, "wow64.dll", 0x7FFB_1234_0000, 0x58000)
+    image.add_wow64(built.notepad, [("app.exe", 0x40_0000, 0x9000), ("ntdll.dll", 0x7700_0000, 0x19A000)])
+    guest = built.open()
+    process = guest.process(812)
+    assert process.wow64
+    assert not guest.process(368).wow64
+    assert [(m.name, m.base, m.size) for m in process.modules] == built.notepad.modules
+    assert process.modules[2].path == "C:\\Windows\\SysWOW64\\ntdll.dll"
+    assert process.modules[2].timestamp == 0x5F000000
+
+
+def test_without_a_readable_peb_the_image_vads_name_what_is_mapped(built):
+    image = built.image
+    path = "\\Windows\\System32\\ntdll.dll"
+    image.add_view(built.notepad, 0x7FFB_1234_0000, file=path, counts=(1, 6), image=True)
+    image.write_struct("_EPROCESS", built.notepad.address, {"Peb": 0x7FFE_0001_0000})
+    guest = built.open()
+    (module,) = guest.process(812).modules
+    assert (module.name, module.base, module.size, module.path) == ("ntdll.dll", 0x7FFB_1234_0000, 0x7000, path)
+    assert any("PEB" in warning for warning in guest.warnings)
+
+
 def test_facts_say_what_the_guest_is(built):
     built.image.set_paging_files([(0, "\\??\\C:\\pagefile.sys", False), (2, "", True)])
     guest = built.open()

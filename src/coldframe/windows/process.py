@@ -14,6 +14,7 @@ from coldframe.windows.handle import Handle, HandleTable
 from coldframe.windows.module import Module, holding, loaded, named
 from coldframe.windows.typed import Struct, TypedMemory, first_field
 from coldframe.windows.vad import VadTree
+from coldframe.windows.wow64 import modules32
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
@@ -85,11 +86,12 @@ class Process:
     @property
     def wow64(self) -> bool:
         """Whether it is a 32-bit process on a 64-bit Windows."""
-        path = self._wow64_field
+        path = self.wow64_field
         return path is not None and bool(self.eprocess.integer(path))
 
     @property
-    def _wow64_field(self) -> str | None:
+    def wow64_field(self) -> str | None:
+        """What this build calls EPROCESS's pointer to the 32-bit side, if it has one."""
         return next((path for path in ("WoW64Process", "Wow64Process") if self.eprocess.has(path)), None)
 
     @property
@@ -138,20 +140,34 @@ class Process:
 
     @property
     def modules(self) -> Sequence[Module]:
-        """Its images in load order, from the loader's list in the PEB."""
-        return self.guest.once(("modules", self.eprocess.address), lambda: tuple(self._loaded()))
+        """Its images in load order: the loader's list in the PEB, in a WOW64 process the 32-bit one after it.
 
-    def _loaded(self) -> list[Module]:
+        Where the lists are not in RAM, the image VADs name what is mapped, by address.
+        """
+        return self.guest.once(("modules", self.eprocess.address), lambda: tuple(self._modules()))
+
+    def _modules(self) -> list[Module]:
         found: list[Module] = []
-        try:
-            peb = self.peb
-            loader = peb.pointer("Ldr") if peb is not None else None
-            if loader:
-                head = loader.struct().struct("InLoadOrderModuleList")
-                found += loaded(self.guest, self.memory, head, "_LDR_DATA_TABLE_ENTRY")
-        except UnreadableMemoryError as error:
-            self.guest.warn(f"modules of {self!r} from the PEB: {error}")
-        return found
+        for listed in (self._loaded, lambda: modules32(self)):
+            try:
+                found += listed()
+            except UnreadableMemoryError as error:
+                self.guest.warn(f"modules of {self!r} from the PEB: {error}")
+        return found or list(self._mapped_images())
+
+    def _loaded(self) -> Iterator[Module]:
+        peb = self.peb
+        loader = peb.pointer("Ldr") if peb is not None else None
+        if loader:
+            head = self.typed.struct("_PEB_LDR_DATA", loader).struct("InLoadOrderModuleList")
+            yield from loaded(self.guest, self.memory, head, "_LDR_DATA_TABLE_ENTRY")
+
+    def _mapped_images(self) -> Iterator[Module]:
+        for vad in self.vads:
+            path = vad.file if vad.kind == "Image" else None
+            if path:
+                name = path.rpartition("\\")[2]
+                yield Module(self.guest, self.memory, name, vad.start, vad.size, path, source="VAD")
 
     def module(self, name: str) -> Module:
         """The module called `name` (`ntdll`, `ntdll.dll`), its own or the kernel's; raises `NotFoundError`."""

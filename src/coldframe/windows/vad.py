@@ -131,6 +131,7 @@ class VadTree(Sequence[Vad]):
         self._guest = process.guest
         self._nodes: dict[int, Vad] = {}
         self._list: list[Vad] | None = None
+        self._epoch = self._guest.resolver.epoch
         types = self._guest.types
         holder = first_field(types, "_MMVAD_SHORT", "VadNode", "LeftChild")
         if holder == "VadNode":
@@ -155,6 +156,13 @@ class VadTree(Sequence[Vad]):
         )
         return self._guest.struct(kind.name, eprocess.address + offset).integer(path)
 
+    def _fresh(self) -> None:
+        """Forget what was read before the guest last ran."""
+        if self._epoch != self._guest.resolver.epoch:
+            self._nodes.clear()
+            self._list = None
+            self._epoch = self._guest.resolver.epoch
+
     def _vad(self, node: int) -> Vad:
         found = self._nodes.get(node)
         if found is None:
@@ -166,6 +174,7 @@ class VadTree(Sequence[Vad]):
 
     def find(self, address: int) -> Vad | None:
         """The VAD that holds `address`, or None; raises `UnreadableMemoryError` where a node cannot be read."""
+        self._fresh()
         node = self.root()
         for _ in range(_DEEPEST):
             if not node:
@@ -218,6 +227,7 @@ class VadTree(Sequence[Vad]):
             return 0
 
     def _all(self) -> list[Vad]:
+        self._fresh()
         if self._list is None:
             self._list = list(self._walk())
         return self._list
