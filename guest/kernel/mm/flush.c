@@ -1,5 +1,6 @@
 /* Flushing TLBs on several processors, and the world lock that lets MmFreeze find everything at rest. */
 #include "mi.h"
+#include "../io/io.h"
 
 static volatile ULONG64 MiFlushPending, MiFlushAddress;
 static KSPIN_LOCK MiFlushLock;
@@ -67,10 +68,14 @@ void MmFreeze(void) {
     __atomic_or_fetch(&MiWorld, MI_FREEZING, __ATOMIC_SEQ_CST);
     for (;;) {
         LONG Seen = MI_FREEZING;
-        if (__atomic_compare_exchange_n(&MiWorld, &Seen, MI_FREEZING | MI_FROZEN, FALSE, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return;
+        if (__atomic_compare_exchange_n(&MiWorld, &Seen, MI_FREEZING | MI_FROZEN, FALSE, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) break;
         KeYieldThread();
         KeSleep(1);
     }
+    IoFreeze();
 }
 
-void MmThaw(void) { __atomic_and_fetch(&MiWorld, ~(MI_FREEZING | MI_FROZEN), __ATOMIC_SEQ_CST); }
+void MmThaw(void) {
+    IoThaw();
+    __atomic_and_fetch(&MiWorld, ~(MI_FREEZING | MI_FROZEN), __ATOMIC_SEQ_CST);
+}
