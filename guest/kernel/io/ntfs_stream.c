@@ -315,7 +315,7 @@ NTFS_STATUS NtfsExtend(NTFS_STREAM *stream, uint64_t clusters) {
             break;
         }
         clusters -= count;
-        volume->Hint = lcn + count;
+        if (stream->File != volume->Mft) volume->Hint = lcn + count;
         stream->Allocated += count * volume->ClusterSize;
     }
     if (status >= 0) status = NtfsStoreStream(stream);
