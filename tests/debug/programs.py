@@ -24,9 +24,11 @@ class SparseMemory:
         self.pages: dict[int, bytearray] = {}
 
     def write(self, address: int, data: bytes) -> None:
-        for at, value in enumerate(data):
-            page, offset = divmod(address + at, PAGE)
-            self.pages.setdefault(page, bytearray(PAGE))[offset] = value
+        while data:
+            page, offset = divmod(address, PAGE)
+            part = data[: PAGE - offset]
+            self.pages.setdefault(page, bytearray(PAGE))[offset : offset + len(part)] = part
+            address, data = address + len(part), data[len(part) :]
 
     def read(self, address: int, size: int) -> bytes:
         out = b""

@@ -331,3 +331,24 @@ def test_a_module_without_names_gives_offsets(with_frame):
     assert isinstance(module, Module)
     assert frames[0].module == "driver"
     assert frames[0].displacement == 0
+
+
+def test_module_lists_are_not_walked_again_while_the_images_are_the_same(with_frame):
+    scene = Scene(with_frame)
+    guest = scene.open()
+    walker = StackWalker(guest)
+    listed = []
+
+    def walk() -> list[str]:
+        guest.new_pause()
+        thread = guest.thread(1204)
+        frames = walker.walk(guest.registers(0), thread.process, thread)
+        listed.append("drivers" in guest._kept)
+        return functions(frames)
+
+    before = walk()
+    assert walk() == walk() == before
+    assert listed == [True, False, False]
+    scene.image.write(KERNEL_BASE + 0x100, b"another image")  # the list is asked again, and names it
+    assert walk() == before
+    assert listed[-1]

@@ -7,7 +7,7 @@ import struct
 import subprocess
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import PAGE, SparseMemory, build
 from test_unwind_execution import ASM, CHKSTK, C
@@ -238,6 +238,7 @@ def test_unknown_versions_are_named(version):
         unwind_frame(FunctionTable(memory, BASE), memory, registers())
 
 
+@settings(deadline=None)  # a loaded machine
 @given(st.binary(min_size=4, max_size=600), st.integers(0, 0x40))
 def test_no_unwind_data_does_harm(data, into):
     memory = image([(CODE, CODE + 0x40, data)])

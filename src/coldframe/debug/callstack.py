@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from coldframe.capabilities import ReadsMemory
 from coldframe.debug.current import current_thread
+from coldframe.debug.modules import ModuleFinder
 from coldframe.debug.names import Names
 from coldframe.debug.unwind import Unwound, unwind_frame
 from coldframe.debug.unwind_info import REGISTERS, FunctionTable
@@ -82,6 +83,7 @@ class StackWalker:
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
         self.names = Names()
+        self.modules = ModuleFinder(guest)
         self._tables: dict[tuple[str, int, int, int], FunctionTable] = {}
 
     def walk(
@@ -113,7 +115,7 @@ class StackWalker:
         state = {name: registers.get(name, 0) for name in REGISTERS} | {"rip": registers["rip"]}
         crossed = False
         for _ in range(limit):
-            module = self._module_at(state["rip"], process)
+            module = self.modules.at(state["rip"], process)
             frame = self._frame(state, module)
             how, unwound = self._caller(state, module, memory, returned_to=returned_to)
             if unwound is not None:
@@ -131,15 +133,6 @@ class StackWalker:
             returned_to = unwound.user is None
             state = dict(unwound.registers)
         # the last frame said how to go on; nothing more is claimed beyond the limit
-
-    def _module_at(self, address: int, process: Process | None) -> Module | None:
-        try:
-            if address >= _KERNEL or process is None:
-                return self.guest.module_at(address)
-            return process.module_at(address)
-        except ColdframeError as error:  # a damaged module list leaves addresses without names
-            self.guest.warn(f"modules: {error}")
-            return None
 
     def _frame(self, state: Mapping[str, int], module: Module | None) -> Frame:
         address = state["rip"]
@@ -197,7 +190,7 @@ class StackWalker:
             return f"return address {rip:#x} is in the other half of memory"
         if unwound.user is None and rsp <= state["rsp"]:
             return f"stack pointer {rsp:#x} does not rise"
-        if unwound.how == "leaf" and self._module_at(rip, process) is None:
+        if unwound.how == "leaf" and self.modules.at(rip, process) is None:
             return f"no unwind data, and the return address {rip:#x} lies in no module"
         return ""
 
