@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Harness
 
@@ -17,11 +18,9 @@ NOT_FOUND, NO_PATH, COLLISION, FULL, BAD_NAME = "0xC0000034", "0xC000003A", "0xC
 
 def pattern(length: int, seed: int) -> bytes:
     """What `fill` writes."""
-    x, out = seed * 2654435761 + 1, bytearray()
-    for _ in range(length):
-        x = (x * 6364136223846793005 + 1442695040888963407) & (1 << 64) - 1
-        out.append(x >> 56)
-    return bytes(out)
+    with np.errstate(over="ignore"):
+        words = (np.arange(length, dtype=np.uint64) + np.uint64(seed * 2654435761)) * np.uint64(6364136223846793005)
+    return (words >> np.uint64(56)).astype(np.uint8).tobytes()
 
 
 def ntfscat(image: Path, path: str) -> bytes:

@@ -73,10 +73,7 @@ static NTFS_STATUS Open(const char *path, NTFS_FILE **file) {
 
 static uint8_t *Pattern(uint64_t length, uint64_t seed) {
     uint8_t *bytes = Allocate(length);
-    for (uint64_t i = 0, x = seed * 2654435761u + 1; i < length; i++) {
-        x = x * 6364136223846793005ull + 1442695040888963407ull;
-        bytes[i] = (uint8_t)(x >> 56);
-    }
+    for (uint64_t i = 0; i < length; i++) bytes[i] = (uint8_t)((i + seed * 2654435761ull) * 6364136223846793005ull >> 56);
     return bytes;
 }
 
