@@ -1,6 +1,5 @@
 /* Flushing TLBs on several processors, and the world lock that lets MmFreeze find everything at rest. */
 #include "mi.h"
-#include "../io/io.h"
 
 static volatile ULONG64 MiFlushPending, MiFlushAddress;
 static KSPIN_LOCK MiFlushLock;
@@ -72,10 +71,6 @@ void MmFreeze(void) {
         KeYieldThread();
         KeSleep(1);
     }
-    IoFreeze();
 }
 
-void MmThaw(void) {
-    IoThaw();
-    __atomic_and_fetch(&MiWorld, ~(MI_FREEZING | MI_FROZEN), __ATOMIC_SEQ_CST);
-}
+void MmThaw(void) { __atomic_and_fetch(&MiWorld, ~(MI_FREEZING | MI_FROZEN), __ATOMIC_SEQ_CST); }

@@ -216,7 +216,6 @@ void MmWorkingSetManager(void) {
     ULONG64 Period = KeOption("TRIM", 3000), Now = KeQueryInterruptTime();
     BOOLEAN Short = MmMemoryIsShort();
     EPROCESS *Process = NULL;
-    ULONG Count = 0;
     if (!Short && (!Period || Now < Next)) {
         MiEnter(TRUE);
         MiZeroFreePages(128);
@@ -226,12 +225,12 @@ void MmWorkingSetManager(void) {
     Next = Now + Period * 10000;
     while ((Process = PsGetNextProcess(Process))) {
         MiEnter(TRUE);
-        Count += MiAgeProcess(Process, TRUE);
-        if (Short && *MiAvailablePages() + MiList[LOC_MODIFIED]->Total < MiLowWater()) Count += MiAgeProcess(Process, FALSE);
+        MiAgeProcess(Process, TRUE);
+        if (Short && *MiAvailablePages() + MiList[LOC_MODIFIED]->Total < MiLowWater()) MiAgeProcess(Process, FALSE);
         MiLeave();
     }
     MiEnter(TRUE);
-    Count += MiAgePagedPool(TRUE);
+    MiAgePagedPool(TRUE);
     MiLeave();
     if (Short) KeSetEvent(&MiModifiedEvent);
 }
