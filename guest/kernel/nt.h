@@ -196,7 +196,7 @@ void RtlSha256Add(SHA256 *hash, const void *data, SIZE_T size);
 void RtlSha256End(SHA256 *hash, UCHAR digest[32]);
 void RtlSha256Hex(const void *data, SIZE_T size, CHAR hex[65]); /* all at once, lower-case hex, terminated */
 
-/* Formatting: %d %i %u %x %X %c %s %p, `l`/`ll`/`I64`/`z` sizes, `0`, width, `-`, `.*s`; %ws a WCHAR string and %wZ a
+/* Formatting (`#` writes 0x): %d %i %u %x %X %c %s %p, `l`/`ll`/`I64`/`z` sizes, `0`, width, `-`, `.*s`; %ws a WCHAR string and %wZ a
  * UNICODE_STRING*, both written as UTF-8 and escaped for JSON. Returns the characters written, without the terminator. */
 SIZE_T RtlFormat(CHAR *buffer, SIZE_T size, const char *format, ...);
 SIZE_T RtlFormatV(CHAR *buffer, SIZE_T size, const char *format, __builtin_va_list arguments);

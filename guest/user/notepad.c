@@ -93,7 +93,7 @@ static void EditorThread(void *argument) {
     ULONG pace = (ULONG)RtlArgument("pace", 20);
     memset(&document, 0, sizeof document);
     document.Thread = (ULONG)(ULONG64)argument;
-    path[31] = (WCHAR)('0' + document.Thread);
+    path[32] = (WCHAR)('0' + document.Thread);
     document.File = RtlOpen(path, 5); /* FILE_OVERWRITE_IF */
     NtAllocateVirtualMemory(NT_CURRENT_PROCESS, (void **)&document.Heap, 0, &size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
     NtCreateSection(&section, 0xf001f, NULL, &section_size, PAGE_READWRITE, SEC_COMMIT, NULL);

@@ -45,10 +45,10 @@ SIZE_T RtlFormatV(CHAR *buffer, SIZE_T size, const char *f, __builtin_va_list ar
             RtlpPut(&out, *f);
             continue;
         }
-        BOOLEAN zero = FALSE, left = FALSE, wide = FALSE;
+        BOOLEAN zero = FALSE, left = FALSE, wide = FALSE, prefix = FALSE;
         ULONG width = 0, bytes = 4;
         SIZE_T precision = ~0ull;
-        for (f++; *f == '0' || *f == '-' || *f == '#'; f++) zero |= *f == '0', left |= *f == '-';
+        for (f++; *f == '0' || *f == '-' || *f == '#'; f++) zero |= *f == '0', left |= *f == '-', prefix |= *f == '#';
         for (; *f >= '0' && *f <= '9'; f++) width = width * 10 + (ULONG)(*f - '0');
         if (*f == '.') {
             if (*++f == '*') precision = (SIZE_T)__builtin_va_arg(arguments, ULONG), f++;
@@ -70,6 +70,7 @@ SIZE_T RtlFormatV(CHAR *buffer, SIZE_T size, const char *f, __builtin_va_list ar
         case 'x':
         case 'X': {
             ULONG64 v = bytes == 8 ? __builtin_va_arg(arguments, ULONG64) : __builtin_va_arg(arguments, ULONG);
+            if (prefix) RtlpPut(&out, '0'), RtlpPut(&out, 'x');
             RtlpPutNumber(&out, v, *f == 'u' ? 10 : 16, *f == 'X', FALSE, width, zero, left);
             break;
         }
