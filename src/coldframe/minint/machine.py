@@ -51,7 +51,7 @@ def build(layout: str) -> Path:
 
 def read_file(disk: Path, path: str) -> bytes:
     r"""The content of the file `path` (`\Users\minint\a.txt`) on the volume of a minint disk that nobody writes to."""
-    return _tool(str(GUEST / "disk.py"), "read", str(disk), path)
+    return _tool(str(GUEST / "disk.py"), "--read", path, str(disk))
 
 
 def _tool(*words: str) -> bytes:
