@@ -237,8 +237,8 @@ def random_memory(seed: int, page_format: str) -> tuple[ImageBuilder, Resolver, 
     for _ in range(255):
         frame = chance.randrange(26) * PAGE
         kind = chance.random()
-        if kind < 0.45:
-            value = frame | chance.choice([1, 3, 7, 0x81, 0x83, 0x863])
+        if kind < 0.5:
+            value = frame | chance.choice([1, 3, 7, 0x63, 0x67, 0x863, 0x867, 0x83])
         elif kind < 0.6:
             value = frame | 0x800 | chance.randrange(32) << 5
         elif kind < 0.7:
