@@ -42,8 +42,8 @@ def ntdll() -> Path:
 
 @pytest.fixture(scope="session")
 def kernels() -> list[Path]:
-    """ISF files of real kernels."""
-    found = sorted((SHARED / "ntkrnlmp.pdb").glob("*.json.xz"))
+    """ISF files of real kernels, the smallest (of Windows 7) first."""
+    found = sorted((SHARED / "ntkrnlmp.pdb").glob("*.json.xz"), key=lambda path: path.stat().st_size)
     if not found:
         pytest.skip("needs ../shared/symbols/ntkrnlmp.pdb/*.json.xz, which are not here")
     return found

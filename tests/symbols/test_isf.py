@@ -68,7 +68,7 @@ def as_json(kind: Type, pointer_size: int) -> dict[str, object]:
 
 
 def test_every_definition_and_symbol_of_real_kernels_is_read(kernels: list[Path]) -> None:
-    for path in (kernels[0], kernels[-1]):
+    for path in kernels[-1:]:
         document = json.loads(lzma.decompress(path.read_bytes()))
         loaded = load_isf(path)
         guid, age = path.name.split(".")[0].split("-")
@@ -91,7 +91,7 @@ def test_every_definition_and_symbol_of_real_kernels_is_read(kernels: list[Path]
 
 
 def test_the_kernels_paths_lead_where_windows_keeps_things(kernels: list[Path]) -> None:
-    for path in kernels:
+    for path in kernels[::3]:
         types = load_isf(path).types
         assert types.offset("_EPROCESS", "Pcb.DirectoryTableBase") == 0x28
         offset, valid = types.field("_MMPTE", "u.Hard.Valid")
@@ -176,7 +176,7 @@ json_values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(data=st.data())
 def test_json_of_any_other_shape_is_a_format_error(tmp_path: Path, data: st.DataObject) -> None:
     document = json.loads(json.dumps(MINIMAL))

@@ -104,6 +104,14 @@ def test_an_isf_file_is_found_by_its_name(tmp_path: Path, tree: str, suffix: str
     miss(SymbolStore([tmp_path]), OTHER)
 
 
+def test_a_guid_may_be_written_as_windows_does(tmp_path: Path) -> None:
+    put(tmp_path / "ntkrnlmp.pdb")
+    told = IDENTITY.guid.lower()
+    dashed = f"{{{told[:8]}-{told[8:12]}-{told[12:16]}-{told[16:20]}-{told[20:]}}}"
+    found = SymbolStore([tmp_path]).find(PdbIdentity(IDENTITY.name, dashed, IDENTITY.age))
+    assert found.identity == IDENTITY
+
+
 def test_an_isf_file_of_any_name_is_found_by_what_it_says(tmp_path: Path) -> None:
     check(SymbolStore([tmp_path]), put_isf(tmp_path / "kernel.json.xz"))
 

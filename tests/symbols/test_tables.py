@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from coldframe.errors import FormatError, SymbolNotFoundError, TypeNotFoundError
 from coldframe.symbols import PdbIdentity, SymbolFile
 from coldframe.symbols.build import TableBuilder, customary_rank, undecorated
+from coldframe.symbols.model import Base
 from coldframe.symbols.tables import TableSymbols, encoded, open_table
 
 IDENTITY = PdbIdentity("x.pdb", "0" * 32, 1)
@@ -81,6 +82,27 @@ def test_a_missing_name_is_offered_near_ones() -> None:
         table([("NtWriteFile", 1), ("NtClose", 2)]).symbols["NtWriteFil"]
     with pytest.raises(TypeNotFoundError, match="_EPROCES"):
         table([]).types.record("_EPROCES")
+
+
+def test_a_path_leads_through_records_or_is_not_there() -> None:
+    builder = TableBuilder()
+    long = builder.base("long", 4, "int", True)
+    builder.define("_IN", "struct", 8, builder.fields([("x", 4, long)]))
+    builder.define(
+        "_OUT", "struct", 16, builder.fields([("in", 8, builder.reference("_IN", "struct")), ("l", 0, long)])
+    )
+    types = open_table(builder.build(IDENTITY, 8, []), "x").types
+    assert types.field("_OUT", "in.x") == (12, Base("long", 4, "int", True))
+    assert types.has_field("_OUT", "in.x")
+    for name, path, missing in (
+        ("_OUT", "in.y", "'y'"),
+        ("_OUT", "l.x", "'x'"),
+        ("_NO", "x", "'_NO'"),
+        ("_OUT", "", "''"),
+    ):
+        assert not types.has_field(name, path)
+        with pytest.raises(TypeNotFoundError, match=missing):
+            types.field(name, path)
 
 
 @pytest.mark.parametrize(

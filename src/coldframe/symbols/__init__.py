@@ -1,5 +1,7 @@
 """Symbols and types of Windows modules: PDB and ISF files, symbol stores, the on-disk cache."""
 
+from pathlib import Path
+
 from coldframe.symbols.cache import TableCache
 from coldframe.symbols.isf import load_isf, write_isf
 from coldframe.symbols.model import PdbIdentity, SymbolFile, Symbols, Types
@@ -21,7 +23,7 @@ __all__ = [
 ]
 
 
-def load_symbols(path: str) -> SymbolFile:
+def load_symbols(path: str | Path) -> SymbolFile:
     """The symbols in the PDB, compressed PDB or ISF file at `path`, through the on-disk cache.
 
     Raises `FormatError` when the file is damaged, `OSError` when it cannot be read.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import sys
 from pathlib import Path
 
 from coldframe.errors import FormatError
@@ -85,11 +86,18 @@ def _open(place: Path, path: Path, stamp: str) -> SymbolFile | None:
     """The table at `place` when it is whole and of the source as it now is."""
     try:
         with place.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = _map(stream.fileno())
         found = open_table(mapped, str(path), where=str(place))
     except (OSError, ValueError, FormatError):
         return None
     return found if table_meta(found).get("source") == stamp else None
+
+
+def _map(descriptor: int) -> mmap.mmap:
+    """The file as memory; where Python can, no descriptor is kept open for it (a guest has hundreds of modules)."""
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
 
 def _write(place: Path, table: bytes) -> bool:

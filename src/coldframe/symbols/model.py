@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import nlargest
 from typing import Literal, TypeAlias
 
 from coldframe.errors import SymbolNotFoundError, TypeNotFoundError
@@ -156,10 +157,13 @@ class Types(ABC):
 
     def has_field(self, name: str, path: str) -> bool:
         """Whether record `name` is defined and has the member at the dotted `path`."""
-        try:
-            self.field(name, path)
-        except TypeNotFoundError:
-            return False
+        kind: Type = Reference(name, "struct")
+        for part in path.split("."):
+            record = self.find(kind.name) if isinstance(kind, Reference) else None
+            member = record.fields.get(part) if isinstance(record, Record) else None
+            if member is None:
+                return False
+            kind = member.type
         return True
 
     def offset(self, name: str, path: str) -> int:
@@ -207,8 +211,16 @@ class Symbols(ABC):
     def __getitem__(self, name: str) -> int:
         rva = self.get(name)
         if rva is None:
-            raise SymbolNotFoundError("symbol", name, (known for known, _ in self.items()))
+            raise SymbolNotFoundError("symbol", name, _similar(name, (known for known, _ in self.items())))
         return rva
+
+
+def _similar(name: str, known: Iterable[str]) -> list[str]:
+    """Of very many names the few that share most three-letter parts with `name`, in any case of letters."""
+    folded = name.casefold()
+    parts = {folded[at : at + 3] for at in range(max(1, len(folded) - 2))}
+    scored = ((sum(part in other for part in parts), one) for one in known for other in (one.casefold(),))
+    return [one for _, one in nlargest(100, scored)]
 
 
 @dataclass(frozen=True, slots=True)

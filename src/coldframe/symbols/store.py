@@ -61,6 +61,7 @@ class SymbolStore:
 
         Raises `SymbolFileNotFoundError`, its message naming the GUID, the age and each place with what was found there.
         """
+        identity = replace(identity, guid=identity.guid.replace("-", "").strip("{}").upper())
         found = self._found.get(identity)
         if found is not None:
             return found
