@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,8 +40,9 @@ def pte(
     coldframe pte win10.qmp 0x7ff743655000 --pid 812
     coldframe pte memory.dmp nt!NtWriteFile --json
     """
+    place = Place.parse(address)
     with open_target(target, symbols=symbols) as guest:
-        page = _space(guest, pid).resolve(resolve_address(guest, address))
+        page = _space(guest, pid).resolve(place.address(guest, pid))
     if as_json:
         print_json(page_facts(page, pid))
     else:
@@ -66,11 +68,11 @@ def read(
     coldframe read win10.qmp 0x7ff743655000 256 --pid 812
     coldframe read memory.dmp nt!NtWriteFile 4096 -o NtWriteFile.bin
     """
-    length = number(size)
+    place, length = Place.parse(address), number(size)
     if not 0 < length <= MOST_BYTES:
         raise UsageError(f"expected a size from 1 to {MOST_BYTES:#x} bytes, found {size}")
     with open_target(target, symbols=symbols) as guest:
-        start = resolve_address(guest, address)
+        start = place.address(guest, pid)
         space = _space(guest, pid)
         data, holes = space.read_padded(start, length) if padded else (space.read(start, length), [])
         reasons = [space.resolve(hole).reason for hole, _ in holes]
@@ -97,15 +99,29 @@ def read(
         sys.stdout.buffer.write(data)
 
 
-def resolve_address(guest: Guest, text: str) -> int:
-    """The address that `text` is: a number, or `module!symbol`, optionally `+displacement`."""
-    symbol, _, displacement = text.partition("+")
-    if "!" in symbol:
-        return guest.symbol(symbol) + (number(displacement) if displacement else 0)
-    value = number(text)
-    if not 0 <= value < 1 << 64:
-        raise UsageError(f"expected an address below 2^64, found {text}")
-    return value
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An address as the user wrote it: `symbol` (`module!name`, or empty) and a number to add."""
+
+    symbol: str
+    number: int
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """A number, or `module!symbol` with an optional `+displacement`; raises `UsageError`."""
+        symbol, _, displacement = text.partition("+")
+        if "!" in symbol:
+            return cls(symbol, number(displacement) if displacement else 0)
+        value = number(text)
+        if not 0 <= value < 1 << 64:
+            raise UsageError(f"expected an address below 2^64, found {text}")
+        return cls("", value)
+
+    def address(self, guest: Guest, pid: int | None) -> int:
+        """The address in `guest`; a user module's symbol is one of process `pid`."""
+        if not self.symbol:
+            return self.number
+        return guest.symbol(self.symbol, None if pid is None else guest.process(pid)) + self.number
 
 
 def _space(guest: Guest, pid: int | None) -> AddressSpace:

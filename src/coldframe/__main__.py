@@ -1,0 +1,5 @@
+"""`python -m coldframe`."""
+
+from coldframe.cli import main
+
+main()
