@@ -37,8 +37,8 @@ class Leaf:
 
 
 def dump(pdb: Path, *what: str) -> list[str]:
-    done = subprocess.run(["llvm-pdbutil", "dump", *what, str(pdb)], capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    done = subprocess.run(["llvm-pdbutil", "dump", *what, str(pdb)], capture_output=True, check=True)
+    return done.stdout.decode("utf-8", "replace").splitlines()  # section names are printed with what follows them
 
 
 def types(pdb: Path) -> dict[int, Leaf]:

@@ -19,8 +19,16 @@ RECORDS = ("LF_STRUCTURE", "LF_CLASS", "LF_UNION")
 UNNAMED = {"<unnamed-tag>": "__unnamed", "<anonymous-tag>": "__anonymous"}  # as Volatility 3 calls them
 
 
-@pytest.fixture(params=[*PROGRAMS, "ntdll"])
+MININT = Path(__file__).parents[2] / "build" / "minint" / "19041" / "symbols"
+
+
+@pytest.fixture(params=[*PROGRAMS, "minint-ntkrnlmp", "minint-notepad", "ntdll"])
 def pdb(request: pytest.FixtureRequest) -> Path:
+    if request.param.startswith("minint-"):
+        path = MININT / f"{request.param.removeprefix('minint-')}.pdb"
+        if not path.is_file():
+            pytest.skip("minint is not built here: guest/build.py makes its PDBs")
+        return path
     if request.param == "ntdll":
         return request.getfixturevalue("ntdll")  # type: ignore[no-any-return]
     return request.getfixturevalue("pdbs")[request.param]  # type: ignore[no-any-return]
