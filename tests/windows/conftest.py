@@ -66,6 +66,8 @@ def kernel_path(request: pytest.FixtureRequest) -> Path:
 def built(kernel_path: Path | None) -> Built:
     if kernel_path is None:
         pytest.skip("no kernel types: ../shared/symbols is absent")
+    if kernel(kernel_path).types.pointer_size != 8:
+        pytest.skip("a 32-bit kernel")
     return Built(kernel_path)
 
 

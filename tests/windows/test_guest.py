@@ -32,6 +32,21 @@ def test_a_process_is_found_by_pid_and_by_its_only_name(built):
         guest.process("smsss.exe")
 
 
+def test_a_name_that_was_cut_off_is_found_by_the_whole_name(built):
+    image = built.image
+    long = built.add_process("SearchIndexer.exe", 5000, 4)
+    name = image.allocate_struct("_OBJECT_NAME_INFORMATION")
+    path = "\\Device\\HarddiskVolume2\\Windows\\System32\\SearchIndexer.exe"
+    image.write_unicode_string(name, path)
+    image.write_struct("_EPROCESS", long.address, {"SeAuditProcessCreationInfo.ImageFileName": name})
+    guest = built.open()
+    assert guest.process("searchindexer.exe").pid == 5000
+    assert guest.process("searchindexer.exe").path == path
+    assert guest.process(812).path is None
+    with pytest.raises(NotFoundError):
+        guest.process("search")
+
+
 def test_an_ended_process_does_not_make_a_name_ambiguous(built):
     image = built.image
     image.write_struct("_EPROCESS", built.other.address, {"ExitTime.QuadPart": 0x01D61B7000000000})

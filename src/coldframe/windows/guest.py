@@ -22,7 +22,17 @@ from coldframe.windows import processor, startup
 from coldframe.windows.facts import Value, facts
 from coldframe.windows.handle import Handle, Objects, table_of
 from coldframe.windows.kernel import FindsSymbols, KernelLocation, Registers, find_kernel
-from coldframe.windows.module import KERNEL_NAME, Module, holding, loaded, named, read_codeview
+from coldframe.windows.module import (
+    KERNEL_ENTRY,
+    KERNEL_NAME,
+    USER_ENTRY,
+    Module,
+    entry_type,
+    holding,
+    loaded,
+    named,
+    read_codeview,
+)
 from coldframe.windows.pagingfile import PagingFile, PagingFiles
 from coldframe.windows.process import Process, Thread
 from coldframe.windows.section import Sections
@@ -244,7 +254,7 @@ class Guest:
         if isinstance(which, int):
             found = [process for process in self.processes if process.pid == which]
         else:
-            found = [process for process in self.processes if process.name.lower() == which.lower()[:15]]
+            found = [process for process in self.processes if process.is_called(which)]
         living = [process for process in found if process.alive] or found
         if len(living) == 1:
             return living[0]
@@ -267,7 +277,7 @@ class Guest:
         return self.once("drivers", lambda: tuple(self._drivers()))
 
     def _drivers(self) -> Iterator[Module]:
-        kind = "_KLDR_DATA_TABLE_ENTRY" if "_KLDR_DATA_TABLE_ENTRY" in self.types else "_LDR_DATA_TABLE_ENTRY"
+        kind = entry_type(self.types, KERNEL_ENTRY, USER_ENTRY)
         head = self.struct("_LIST_ENTRY", self.kernel.symbol("PsLoadedModuleList"))
         found = list(loaded(self, self.memory, head, kind, self.location.base))
         if not any(module.is_kernel for module in found):  # early in boot

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coldframe.errors import FormatError, SymbolFileNotFoundError, UnreadableMemoryError
-from coldframe.symbols.model import PdbIdentity, SymbolFile
+from coldframe.errors import FormatError, SymbolFileNotFoundError, TypeNotFoundError, UnreadableMemoryError
+from coldframe.symbols.model import PdbIdentity, SymbolFile, Types
 from coldframe.windows.pe import PeImage
 from coldframe.windows.typed import Struct
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
 KERNEL_NAME = "nt"
+USER_ENTRY, KERNEL_ENTRY = "_LDR_DATA_TABLE_ENTRY", "_KLDR_DATA_TABLE_ENTRY"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,17 @@ def loaded(guest: Guest, memory: AddressSpace, head: Struct, kind: str, kernel_b
             timestamp=entry.integer("TimeDateStamp") if entry.has("TimeDateStamp") else 0,
             is_kernel=base == kernel_base,
         )
+
+
+def entry_type(types: Types, *names: str) -> str:
+    """The first of the loader-entry types `names` that this kernel's types have.
+
+    The kernel's own entries and a process's begin alike, so that either serves where a PDB leaves one of them out.
+    """
+    known = next((name for name in names if name in types), None)
+    if known is None:
+        raise TypeNotFoundError("structure", " or ".join(names))
+    return known
 
 
 def _text(entry: Struct, name: str) -> str:

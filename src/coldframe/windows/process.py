@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from coldframe.errors import NotFoundError, UnreadableMemoryError
+from coldframe.errors import NotFoundError, TypeNotFoundError, UnreadableMemoryError
 from coldframe.paging import AddressSpace
 from coldframe.symbols.model import Enum
 from coldframe.windows.bare import FRAME
 from coldframe.windows.handle import Handle, HandleTable
-from coldframe.windows.module import Module, holding, loaded, named
+from coldframe.windows.module import KERNEL_ENTRY, USER_ENTRY, Module, entry_type, holding, loaded, named
 from coldframe.windows.typed import Struct, TypedMemory, first_field
 from coldframe.windows.vad import VadTree
 from coldframe.windows.wow64 import modules32
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
 _MOST_THREADS = 1 << 17
+_NAME_KEPT = 14  # characters of the name that EPROCESS.ImageFileName keeps
 # KTHREAD_STATE of wdm.h, for kernels whose types leave it out
 _STATES = ("Initialized", "Ready", "Running", "Standby", "Terminated", "Waiting", "Transition", "DeferredReady")
 
@@ -52,8 +53,26 @@ class Process:
 
     @property
     def name(self) -> str:
-        """The image's file name as EPROCESS keeps it: at most 15 characters."""
+        """The image's file name as EPROCESS keeps it: at most 14 characters; `path` has it whole."""
         return self.eprocess.array("ImageFileName").text
+
+    def is_called(self, name: str) -> bool:
+        """Whether its image is called `name`, case apart; a name that EPROCESS cut off matches by what is left."""
+        own, wanted = self.name.lower(), name.lower()
+        return own == wanted or (len(own) >= _NAME_KEPT and wanted.startswith(own))
+
+    @property
+    def path(self) -> str | None:
+        r"""The image's whole path as the kernel has it (`\Device\HarddiskVolume2\Windows\explorer.exe`), or None."""
+        field = "SeAuditProcessCreationInfo.ImageFileName"
+        if not self.eprocess.has(field):
+            return None
+        try:
+            address = self.eprocess.integer(field)
+            named = self.guest.struct("_OBJECT_NAME_INFORMATION", address).struct("Name").text if address else ""
+        except (UnreadableMemoryError, TypeNotFoundError):
+            return None
+        return named or None
 
     @property
     def dtb(self) -> int:
@@ -151,7 +170,7 @@ class Process:
         for listed in (self._loaded, lambda: modules32(self)):
             try:
                 found += listed()
-            except UnreadableMemoryError as error:
+            except (UnreadableMemoryError, TypeNotFoundError) as error:
                 self.guest.warn(f"modules of {self!r} from the PEB: {error}")
         return found or list(self._mapped_images())
 
@@ -160,7 +179,8 @@ class Process:
         loader = peb.pointer("Ldr") if peb is not None else None
         if loader:
             head = self.typed.struct("_PEB_LDR_DATA", loader).struct("InLoadOrderModuleList")
-            yield from loaded(self.guest, self.memory, head, "_LDR_DATA_TABLE_ENTRY")
+            kind = entry_type(self.guest.types, USER_ENTRY, KERNEL_ENTRY)
+            yield from loaded(self.guest, self.memory, head, kind)
 
     def _mapped_images(self) -> Iterator[Module]:
         for vad in self.vads:
