@@ -14,66 +14,33 @@ Under TCG a single step ignores breakpoints, so that they stay in; under KVM the
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from coldframe.errors import CapabilityError, GuestGoneError, UsageError
+from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, UsageError
+from coldframe.qemu.arrivals import (
+    LONGEST_INSTRUCTION,
+    Arrival,
+    Breakpoint,
+    Stop,
+    entered_handler,
+    identity,
+    is_repeated,
+)
 from coldframe.qemu.gdbstub import KINDS, GdbStub, StopReply
 from coldframe.qemu.guarding import Guard
 from coldframe.qemu.qmp import Monitor
-from coldframe.qemu.registers import GENERAL, Registers
+from coldframe.qemu.registers import Registers
 
 _TRAP = 5
 _SHUTDOWN = 3  # QEMU sends GDB's SIGQUIT for a guest that shut down and is kept (-no-shutdown)
 _LONGEST_STOP = 10.0
-_LONGEST_INSTRUCTION = 15
 _MOST_REPEATS = 1 << 16
-_REPEATED = frozenset((0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF, 0x6C, 0x6D, 0x6E, 0x6F))
 _MOST_SPURIOUS = 64
+_STOPS_A_PUMP = 64
 _MOST_EMPTY_STEPS = 4
 _MOST_UNFINISHED = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Why a guest stopped.
-
-    `reason` is "breakpoint", "watchpoint", "step", "interrupt" (somebody paused the guest) or "shutdown"; `address` is
-    the breakpoint's, or the data's that a watchpoint saw.
-    """
-
-    vcpu: int
-    reason: str
-    address: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Breakpoint:
-    """A breakpoint that is set: `kind` is a word of `gdbstub.KINDS`, `length` bytes count for watchpoints."""
-
-    address: int
-    kind: str = "hardware"
-    length: int = 1
-
-    @property
-    def packet(self) -> bytes:
-        """The packet that sets it; with `z` for `Z` it removes it."""
-        return b"Z%x,%x,%x" % (KINDS[self.kind], self.address, self.length)
-
-    @property
-    def executes(self) -> bool:
-        """Whether it stops at code, before the instruction; a watchpoint stops after the access."""
-        return self.kind in ("hardware", "software")
-
-
-@dataclass(slots=True)
-class _Arrival:
-    """A hit that was reported and whose vCPU has not moved since."""
-
-    vcpu: int
-    address: int
-    registers: Registers
 
 
 class Control:
@@ -88,16 +55,14 @@ class Control:
         self._breakpoints: dict[Breakpoint, int] = {}
         self._code: dict[int, Breakpoint] = {}
         self._known_code: dict[int, bytes] = {}
-        self._arrival: _Arrival | None = None
+        self._arrival: Arrival | None = None
         self._unfinished: dict[tuple[int, bytes], None] = {}
         self._waiting: Stop | None = None
         self._registers: dict[int, Registers] = {}
         self._unsettled = False
         self.running = False
         self.on_resume: list[Callable[[], None]] = []
-        descriptor = monitor.fileno()
-        if descriptor is not None:
-            stub.packets.watch(descriptor)
+        self._stops = 0
 
     # -- pausing and running ----------------------------------------------------------------------------------------
 
@@ -127,7 +92,14 @@ class Control:
             stop, self._waiting = self._waiting, None
             return stop
         self._unsettled = True
-        stop = self._run(deadline)
+        try:
+            stop = self._run(deadline)
+        except GuestGoneError as error:
+            raise self._gone(error) from None
+        except BaseException:
+            with contextlib.suppress(ColdframeError):
+                self._settle()
+            raise
         self._unsettled = False
         return stop
 
@@ -210,7 +182,7 @@ class Control:
             self._known_code[address] = stub.read_virtual(vcpu, address, 4) or b""
             if not taken_out:  # the first time: does a step here really ignore breakpoints?
                 after = self._step_checked(vcpu, address, before)
-                if _identity(after) == _identity(before) and not self._stays(address):
+                if identity(after) == identity(before) and not self._stays(address):
                     self._keeps_breakpoints_in_steps, taken_out = False, True
                 else:
                     self._finish_pass(vcpu, address, before, after)
@@ -219,7 +191,7 @@ class Control:
         self.running = True
         self._await_step()
         put_back = (here.packet,) if taken_out else ()
-        if _is_repeated(self._known_code[address]):
+        if is_repeated(self._known_code[address]):
             stub.ask_all(*put_back)
             self._finish_pass(vcpu, address, before, stub.registers(vcpu))
             return
@@ -229,7 +201,7 @@ class Control:
 
     def _finish_pass(self, vcpu: int, address: int, before: Registers, after: Registers) -> None:
         """End a pass whose registers are known while the guest is stopped; then let all run."""
-        if _is_repeated(self._known_code[address]):
+        if is_repeated(self._known_code[address]):
             for _ in range(_MOST_REPEATS):  # it is one instruction, however many steps it takes
                 if after["rip"] != address:
                     break
@@ -247,7 +219,7 @@ class Control:
             self.running = True
             self._await_step()
             after = self._stub.registers(vcpu)
-            if _identity(after) != _identity(before) or self._stays(address):
+            if identity(after) != identity(before) or self._stays(address):
                 break
         return after
 
@@ -261,35 +233,32 @@ class Control:
         TCG ends a step before the instruction when it polls the APIC (CPU_INTERRUPT_POLL is no interrupt that single
         steps hold back); seen once in some thousand steps.
         """
-        if 0 < after["rip"] - address <= _LONGEST_INSTRUCTION:
+        if 0 < after["rip"] - address <= LONGEST_INSTRUCTION:
             return
-        if _entered_handler(address, before, after) or (
-            _identity(after) == _identity(before) and not self._stays(address)
+        code = self._known_code.get(address, b"")
+        if code.startswith((b"\xcc", b"\xcd", b"\xf1", b"\x0f\x34")):
+            return  # INT and SYSENTER go to a handler that does not come back to them
+        if entered_handler(address, before, after) or (
+            identity(after) == identity(before) and not self._stays(address)
         ):
             if len(self._unfinished) >= _MOST_UNFINISHED:
                 self._unfinished.pop(next(iter(self._unfinished)))
-            self._unfinished[address, _identity(before)] = None
+            self._unfinished[address, identity(before)] = None
 
     # -- what a stop means ------------------------------------------------------------------------------------------
 
     def _stop_reply(self, timeout: float | None) -> StopReply | None:
         """Wait for the stop of a running guest; None when the time is over."""
-        deadline = None if timeout is None else time.monotonic() + max(0.0, timeout)
-        try:
-            while True:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                payload = self._stub.packets.receive_or_wake(left)
-                if payload is not None:
-                    if payload[:1] not in b"TSWX":
-                        continue
-                    reply = self._stub.stop_reply(payload)
-                    self.running = False
-                    return reply
-                self._monitor.pump()
-                if deadline is not None and time.monotonic() >= deadline:
-                    return None
-        except GuestGoneError as error:
-            raise self._gone(error) from None
+        timeout = None if timeout is None else max(0.0, timeout)
+        while (payload := self._stub.packets.receive(timeout)) is not None:
+            if payload[:1] in b"TSWX":
+                reply = self._stub.stop_reply(payload)
+                self.running = False
+                self._stops += 1
+                if self._stops % _STOPS_A_PUMP == 0:  # QMP tells every stop too; unread, it would pile up in QEMU
+                    self._monitor.pump()
+                return reply
+        return None
 
     def _gone(self, error: GuestGoneError) -> GuestGoneError:
         """The best words for the machine's end: QMP knows more than the gdbstub."""
@@ -318,14 +287,14 @@ class Control:
         address = registers["rip"]
         if address not in self._code:
             return None
-        self._arrival = _Arrival(reply.vcpu, address, registers)
-        if self._unfinished and self._unfinished.pop((address, _identity(registers)), 1) is None:
+        self._arrival = Arrival(reply.vcpu, address, registers)
+        if self._unfinished and self._unfinished.pop((address, identity(registers)), 1) is None:
             return None
         return Stop(reply.vcpu, "breakpoint", address)
 
     def _settle(self) -> None:
         """After an exception in the middle of a run: stop the guest and put back every breakpoint."""
-        if not self._unsettled:
+        if not self._unsettled and not self._stub.broken_off:
             return
         self._stub.resynchronise()
         self._stub.packets.drop()
@@ -451,6 +420,7 @@ class Control:
             self._guard.removed(point.packet)
         if self._code.get(point.address) == point:
             del self._code[point.address]
+            self._known_code.pop(point.address, None)
             for other in self._breakpoints:
                 if other.executes and other.address == point.address:
                     self._code[point.address] = other
@@ -470,33 +440,3 @@ class Control:
         self._forget()
         if let_run:
             self._stub.ask(b"D;%x" % self._stub.threads[0].process)
-
-
-def _is_repeated(code: bytes) -> bool:
-    """Whether the instruction is a string instruction with a REP prefix (F2 or F3, other prefixes around it)."""
-    if not (b"\xf3" in code[:3] or b"\xf2" in code[:3]):
-        return False
-    rest = code.lstrip(b"\xf2\xf3\x66\x67\x26\x2e\x36\x3e\x64\x65\x40\x41\x42\x43\x44\x45\x46\x47"
-                       b"\x48\x49\x4a\x4b\x4c\x4d\x4e\x4f")  # fmt: skip
-    return not rest or rest[0] in _REPEATED
-
-
-def _identity(registers: Registers) -> bytes:
-    """What is the same when an instruction runs again after its fault: the general registers, RIP and CR3."""
-    rip = registers.layout.fields["rip"]
-    cr3 = registers.layout.fields.get("cr3")
-    tail = registers.raw[cr3.offset : cr3.offset + cr3.size] if cr3 is not None else b""
-    return registers.raw[: rip.offset + rip.size] + tail
-
-
-def _entered_handler(address: int, before: Registers, after: Registers) -> bool:
-    """Whether the step at `address` ended in an exception or interrupt handler that will return to `address`.
-
-    From user mode: the privilege rose, and not by SYSCALL (which leaves the next address in RCX). In kernel mode: the
-    processor aligned RSP to 16 and pushed five values, or six with an error code (SDM volume 3, 6.14.2).
-    """
-    if before["cs"] & 3 > after["cs"] & 3:
-        return not 0 < after["rcx"] - address <= _LONGEST_INSTRUCTION
-    if any(before[name] != after[name] for name in GENERAL if name != "rsp"):
-        return False
-    return (before["rsp"] & ~15) - after["rsp"] in (40, 48)

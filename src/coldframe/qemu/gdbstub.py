@@ -58,6 +58,8 @@ class GdbStub:
         self._numbers: dict[tuple[int, int], int] = {}
         self.layout = RegisterLayout({})
         self.physical = False
+        self.broken_off = False
+        """Whether an exception (Ctrl-C) left requests unanswered: `resynchronise` before the next."""
         self.step_without_interrupts = False
 
     def greet(self) -> None:
@@ -100,8 +102,11 @@ class GdbStub:
 
     def ask_all(self, *requests: bytes) -> list[bytes]:
         """Send requests in one write and return their answers in order; the guest must be stopped."""
+        self.broken_off = True
         self.packets.send(b"".join(map(packet, requests)))
-        return [self.answer(request) for request in requests]
+        answers = [self.answer(request) for request in requests]
+        self.broken_off = False
+        return answers
 
     def answer(self, request: bytes = b"the last request") -> bytes:
         """The answer to a request that was sent already."""
@@ -114,12 +119,19 @@ class GdbStub:
         """Send one request and return its answer."""
         return self.ask_all(request)[0]
 
-    def resynchronise(self) -> None:
+    def drop_leftovers(self) -> None:
+        """Remove the breakpoints of an earlier client that died; the guest runs for a moment."""
+        self.ask(b"D;1")
+        self.resynchronise(packet(b"vAttach;1"))
+
+    def resynchronise(self, before: bytes = b"") -> None:
         """Bring the connection from any state to "stopped and idle": whatever was under way is dropped."""
-        self.packets.send(RESYNC + packet(b"qqemu.sstepbits"))
+        self.broken_off = True
+        self.packets.send(RESYNC + before + packet(b"qC"))  # a question that is asked nowhere else
         deadline = time.monotonic() + _TIMEOUT
         while (answer := self.packets.receive(max(0.0, deadline - time.monotonic()))) is not None:
-            if answer.startswith(b"ENABLE="):
+            if answer.startswith(b"QC"):
+                self.broken_off = False
                 return
         raise GuestGoneError("QEMU's gdbstub does not answer any more")
 
@@ -186,8 +198,11 @@ class GdbStub:
         Returns the answers to the requests; the guest runs by then.
         """
         run = b"vCont;c" if step is None else b"vCont;s:" + self.threads[step].name
+        self.broken_off = True
         self.packets.send(b"".join(map(packet, (*before, run))))
-        return [self.answer(request) for request in before]
+        answers = [self.answer(request) for request in before]
+        self.broken_off = False
+        return answers
 
     def interrupt(self) -> None:
         """Ask a running guest to stop; the stop reply comes."""

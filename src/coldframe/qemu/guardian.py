@@ -5,8 +5,10 @@ the pipe ends, and the guardian removes every breakpoint, lets the guest run if 
 the gdbstub. It runs in a session of its own, so neither Ctrl-C nor a kill of coldframe's process group reaches it, and
 uses the standard library alone, so that it starts within milliseconds.
 
-Arguments: `CONTROL GDB QMP|-1 QEMU_PID|0 was-running|was-paused DOMAIN`. Over the control pipe come lines
-`+Z1,ADDR,LEN` and `-Z1,ADDR,LEN` (hex) for each breakpoint set and removed, and `bye` when coldframe has cleaned up.
+Arguments: descriptors of the control pipe, the gdbstub's socket, QMP's (-1: none); process ids of coldframe and QEMU
+(0: not known); was-running or was-paused; close-stub or keep-stub; the libvirt domain or nothing. Over the control pipe
+come lines: `+Z1,ADDR,LEN` and `-Z1,ADDR,LEN` (hex) for each breakpoint set and removed, and `bye` when coldframe has
+cleaned up.
 """
 
 import contextlib
@@ -26,21 +28,26 @@ def packet(payload: bytes) -> bytes:
     return b"$%b#%02x" % (payload, sum(payload) & 0xFF)
 
 
-def wait_for_end(control: int, pid: int) -> set[bytes] | None:
+def wait_for_end(control: int, gdb: int, parent: int, qemu: int) -> set[bytes] | None:
     """Wait until coldframe is gone and return the breakpoints it left; None when there is nothing to do."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
-    process = -1
-    if pid:
-        try:
-            process = os.pidfd_open(pid)
-            poll.register(process, select.POLLIN)
-        except OSError:
-            pass  # another PID namespace, or gone already: the sockets will tell
+    watched = {}
+    for pid in (parent, qemu):
+        if pid:
+            try:
+                watched[pid] = os.pidfd_open(pid)
+                poll.register(watched[pid], select.POLLIN)
+            except OSError:  # QEMU may be in another PID namespace, or gone: the socket will tell
+                pass
+    orphaned = os.getppid() != parent  # coldframe died while this was starting
+    with contextlib.suppress(OSError):
+        socket.socket(fileno=os.dup(gdb)).getpeername()
+        poll.register(gdb, 0)  # hang-up alone
     breakpoints: set[bytes] = set()
     pending = b""
     while True:
-        ready = [descriptor for descriptor, _ in poll.poll()]
+        ready = [descriptor for descriptor, _ in poll.poll(0 if orphaned else None)]
         if control in ready:
             data = os.read(control, 1 << 16)
             if not data:
@@ -53,37 +60,35 @@ def wait_for_end(control: int, pid: int) -> set[bytes] | None:
                     breakpoints.add(line[1:])
                 else:
                     breakpoints.discard(line[1:])
-        elif process in ready:
+        elif watched.get(qemu) in ready or gdb in ready:
             return None  # QEMU has ended
+        elif ready or orphaned:
+            return breakpoints  # coldframe has ended; a child that it forked keeps the pipe open
 
 
 def free_guest(gdb: socket.socket, breakpoints: set[bytes], was_running: bool) -> None:
     """Stop the guest, remove the breakpoints, let it run if it did."""
-    requests = [b"z" + point[1:] for point in sorted(breakpoints)]
-    if was_running:
-        requests.append(b"D;1")  # removes every breakpoint that QEMU knows, and lets the guest run
-    requests.append(b"qqemu.sstepbits")
-    # \x03 stops a running guest, #00 ends a packet that was cut off; both are ignored by an idle gdbstub
     gdb.setblocking(True)
     gdb.settimeout(TIMEOUT)
+
+    def ask(data: bytes, answer: bytes) -> None:
+        gdb.sendall(data)
+        received = b""
+        while answer not in received:
+            part = gdb.recv(1 << 16)
+            if not part:
+                raise OSError("QEMU closed the gdbstub")
+            received = received[-16:] + part
+
+    # \x03 stops a running guest, #00 ends a packet that was cut off; an idle gdbstub ignores both. qC, which coldframe
+    # never asks, tells that everything before it has been answered.
+    removals = [b"z" + point[1:] for point in sorted(breakpoints)]
+    ask(b"\x03#00" + b"".join(map(packet, [*removals, b"qC"])), b"$QC")
     if was_running:
-        gdb.sendall(b"\x03#00" + b"".join(map(packet, requests[:-1])))
-    else:
-        gdb.sendall(b"\x03#00" + b"".join(map(packet, requests)))
-    received = b""
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
-        data = gdb.recv(1 << 16)
-        if not data:
-            return
-        received += data
-        # the detach's OK is the last answer; a guest that stays paused answers the last question instead
-        if b"$ENABLE=" in received or (was_running and received.endswith(b"$OK#9a")):
-            time.sleep(0.005)
-            return
+        ask(packet(b"D;1"), b"$OK")  # removes every breakpoint that QEMU knows, and lets the guest run
 
 
-def close_stub(monitor: socket.socket, was_running: bool) -> None:
+def close_stub(monitor: socket.socket, close: bool, was_running: bool) -> None:
     """Close the gdbstub through QMP; see that the guest runs if it did."""
     monitor.setblocking(True)
     monitor.settimeout(TIMEOUT)
@@ -105,7 +110,8 @@ def close_stub(monitor: socket.socket, was_running: bool) -> None:
                 return answer.get("return")
         return None
 
-    execute("human-monitor-command", "guardian-1", **{"command-line": "gdbserver none"})
+    if close:
+        execute("human-monitor-command", "guardian-1", **{"command-line": "gdbserver none"})
     if was_running:
         status = execute("query-status", "guardian-2")
         if isinstance(status, dict) and status.get("status") in ("paused", "debug"):
@@ -114,17 +120,18 @@ def close_stub(monitor: socket.socket, was_running: bool) -> None:
 
 def main() -> None:
     """Wait, and clean up when coldframe is gone without having done so."""
-    control, gdb, qmp, pid = map(int, sys.argv[1:5])
-    was_running, domain = sys.argv[5] == "was-running", sys.argv[6]
-    breakpoints = wait_for_end(control, pid)
+    control, gdb, qmp, parent, qemu = map(int, sys.argv[1:6])
+    was_running, close = sys.argv[6] == "was-running", sys.argv[7] == "close-stub"
+    domain = sys.argv[8]
+    breakpoints = wait_for_end(control, gdb, parent, qemu)
     if breakpoints is None:
         return
     with contextlib.suppress(OSError):
         free_guest(socket.socket(fileno=gdb), breakpoints, was_running)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if qmp >= 0:
-            close_stub(socket.socket(fileno=qmp), was_running)
-        elif domain:
+            close_stub(socket.socket(fileno=qmp), close, was_running)
+        elif close and domain:
             subprocess.run(
                 ["virsh", "qemu-monitor-command", "--hmp", domain, "gdbserver none"],
                 check=False, timeout=TIMEOUT,

@@ -14,13 +14,16 @@ _GUARDIAN = Path(__file__).with_name("guardian.py")
 class Guard:
     """The guardian of one attachment. What it knows is always at least what QEMU has."""
 
-    def __init__(self, *, gdb: int, qmp: int | None, pid: int | None, was_running: bool, domain: str = "") -> None:
+    def __init__(
+        self, *, gdb: int, qmp: int | None, pid: int | None, was_running: bool, close_stub: bool, domain: str = ""
+    ) -> None:
         control, self._pipe = os.pipe2(os.O_CLOEXEC)
         descriptors = [control, gdb] if qmp is None else [control, gdb, qmp]
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARDIAN), str(control), str(gdb), str(-1 if qmp is None else qmp),
-                 str(pid or 0), "was-running" if was_running else "was-paused", domain],
+                 str(os.getpid()), str(pid or 0), "was-running" if was_running else "was-paused",
+                 "close-stub" if close_stub else "keep-stub", domain],
                 pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 start_new_session=True, cwd="/",
             )  # fmt: skip
@@ -42,9 +45,16 @@ class Guard:
     def dismiss(self) -> None:
         """End the guardian: everything has been undone, or QEMU has ended."""
         self._tell(b"bye")
+        self._end(2.0)
+
+    def take_over(self) -> None:
+        """Let the guardian clean up now, because we could not."""
+        self._end(10.0)
+
+    def _end(self, patience: float) -> None:
         os.close(self._pipe)
         try:
-            self._process.wait(2)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

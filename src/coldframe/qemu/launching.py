@@ -104,9 +104,15 @@ def launch(config: VmConfig | Sequence[str], *, ram_access: str | None = None) -
             said = words.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
             if isinstance(error, GuestGoneError) or status is not None:
                 raise CapabilityError(
-                    f"{os.path.basename(argv[0])} did not start (status {status}): {said[-1] if said else error}"  # noqa: PTH119
+                    f"{os.path.basename(argv[0])} did not start (status {status}): {_last_words(said) or error}"  # noqa: PTH119
                 ) from None
             raise
         except BaseException:
             end()
             raise
+
+
+def _last_words(lines: list[str]) -> str:
+    """QEMU's complaint: the last line under its own name, else the last line."""
+    own = [line for line in lines if line.startswith("qemu")]
+    return (own or lines or [""])[-1]

@@ -16,7 +16,8 @@ from types import TracebackType
 from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, UnreadableMemoryError
 from coldframe.memory import PhysicalMemory
 from coldframe.qemu import ram, stub_setup
-from coldframe.qemu.control import Breakpoint, Control, Stop
+from coldframe.qemu.arrivals import Breakpoint, Stop
+from coldframe.qemu.control import Control
 from coldframe.qemu.gdbstub import GdbStub
 from coldframe.qemu.guarding import Guard
 from coldframe.qemu.qmp import Json, Monitor, QmpClient
@@ -54,7 +55,7 @@ class VirtualMachine:
         self._guard: Guard | None = None
         self._closed = False
         self._resume_callbacks: list[Callable[[], None]] = []
-        self.was_running = self._status_running()
+        self.was_running = self._status() == "running"
         """Whether the guest ran when this was made; `close` leaves it so."""
         self.accelerator = self._find_accelerator()
         """ "tcg" or "kvm"."""
@@ -130,11 +131,12 @@ class VirtualMachine:
     @property
     def running(self) -> bool:
         """Whether the guest runs; a breakpoint may stop it at any time."""
-        return self._status_running()
+        return self._status() == "running"
 
-    def _status_running(self) -> bool:
-        status = self._monitor.execute("query-status")
-        return isinstance(status, dict) and bool(status.get("running"))
+    def _status(self) -> str:
+        """QEMU's word for the state of the machine: "running", "paused", "debug", "shutdown"..."""
+        answer = self._monitor.execute("query-status")
+        return str(answer.get("status")) if isinstance(answer, dict) else "unknown"
 
     def _find_accelerator(self) -> str:
         answer = self._monitor.execute("query-kvm")
@@ -167,7 +169,8 @@ class VirtualMachine:
     def _open_control(self) -> Control:
         passes = isinstance(self._monitor, QmpClient)
         connection, start = stub_setup.prepare(self._monitor, can_pass_descriptors=passes)
-        was_running = self._status_running()
+        status = self._status()
+        was_running = status == "running" or (connection.stale and status == "debug")  # its debugger died
         try:
             if self._guarded:
                 self._guard = Guard(
@@ -175,6 +178,7 @@ class VirtualMachine:
                     qmp=self._monitor.fileno() if passes else None,
                     pid=self._monitor.pid,
                     was_running=was_running,
+                    close_stub=connection.ours,
                     domain="" if passes else self.name,
                 )
             start()
@@ -182,16 +186,15 @@ class VirtualMachine:
             stub_setup.wait_stopped(self._monitor)
             stub = GdbStub(connection.socket)
             stub.resynchronise()
-            if (
-                connection.stale
-            ):  # a client that died, its guardian too, may have left breakpoints: detaching drops them
-                stub.ask(b"D;1")
-                stub.resynchronise()
-                stub.ask(b"vAttach;1")
+            if connection.stale:
+                stub.drop_leftovers()
             stub.greet()
         except BaseException:
             connection.socket.close()
             self._close_stub(connection, was_running)
+            if self._guard is not None:
+                self._guard.dismiss()
+                self._guard = None
             raise
         self.was_running = was_running
         control = Control(stub, self._monitor, self._guard, self.accelerator)
@@ -258,9 +261,17 @@ class VirtualMachine:
                 control, self._control = self._control, None
                 try:
                     control.release(self.was_running)
-                finally:
                     self._connection.socket.close()
                     self._close_stub(self._connection, self.was_running)
+                except GuestGoneError:
+                    raise
+                except BaseException:
+                    if self._guard is not None:
+                        guard, self._guard = self._guard, None
+                        guard.take_over()
+                    raise
+                finally:
+                    self._connection.socket.close()
         finally:
             if self._guard is not None:
                 self._guard.dismiss()
@@ -275,11 +286,8 @@ class VirtualMachine:
         with contextlib.suppress(GuestGoneError, CapabilityError):
             if connection.ours:
                 self._monitor.monitor("gdbserver none")
-            if was_running and not self._status_running():
+            if was_running and self._status() != "running":
                 self._monitor.execute("cont")
-        if self._control is None and self._guard is not None:
-            self._guard.dismiss()
-            self._guard = None
 
     def _read_slowly(self, address: int, size: int) -> bytes:
         """Guest-physical bytes through the gdbstub where it is open and the guest paused, else the monitor."""

@@ -46,8 +46,6 @@ class PacketSocket:
         self._received = bytearray()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._wide_poll = select.poll()
-        self._wide_poll.register(sock, select.POLLIN)
 
     def send(self, data: bytes) -> None:
         """Send framed bytes, all in one write where the socket's buffer takes them."""
@@ -58,11 +56,7 @@ class PacketSocket:
                 except BlockingIOError:
                     select.select([], [self.socket], [], 1.0)
         except OSError:
-            raise GuestGoneError("QEMU closed the gdbstub's connection") from None
-
-    def watch(self, descriptor: int) -> None:
-        """Let `receive_or_wake` return early when `descriptor` becomes readable."""
-        self._wide_poll.register(descriptor, select.POLLIN)
+            raise GuestGoneError("the virtual machine has ended: QEMU closed the gdbstub's connection") from None
 
     def drop(self) -> None:
         """Forget what has been received and not been taken."""
@@ -73,19 +67,10 @@ class PacketSocket:
 
         Raises `GuestGoneError` when QEMU closed the connection.
         """
-        return self._receive(self._poll, timeout)
-
-    def receive_or_wake(self, timeout: float | None) -> bytes | None:
-        """The same, but None also when a watched descriptor wakes."""
-        return self._receive(self._wide_poll, timeout)
-
-    def _receive(self, poll: select.poll, timeout: float | None) -> bytes | None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        own = self.socket.fileno()
         while (payload := self._take()) is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            ready = poll.poll(left)
-            if not any(descriptor == own for descriptor, _ in ready):
+            if not self._poll.poll(left):
                 return None
             try:
                 data = self.socket.recv(1 << 16)
@@ -94,7 +79,7 @@ class PacketSocket:
             except OSError:
                 data = b""
             if not data:
-                raise GuestGoneError("QEMU closed the gdbstub's connection")
+                raise GuestGoneError("the virtual machine has ended: QEMU closed the gdbstub's connection")
             self._received += data
         return payload
 

@@ -6,6 +6,7 @@ waits for an answer are kept in `events`; `pump` takes in what has arrived meanw
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -68,7 +69,8 @@ class QmpClient:
     def __init__(self, sock: socket.socket, path: str) -> None:
         self._socket = sock
         self._path = path
-        self._received = bytearray()
+        self._received = b""
+        self._lines: deque[bytes] = deque()
         self._next_id = 0
         self._gone: str | None = None
         self.events: deque[dict[str, Json]] = deque(maxlen=_EVENTS_KEPT)
@@ -180,13 +182,11 @@ class QmpClient:
 
     def pump(self) -> None:
         """Take in what has arrived, without waiting: events go to `events`; raises `GuestGoneError` at the end."""
-        while True:
-            try:
-                message = self._message(time.monotonic())
-            except TimeoutError:
-                return
-            if "event" in message:
-                self.events.append(message)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                message = self._message(0.0)
+                if "event" in message:
+                    self.events.append(message)
 
     def why_gone(self) -> str:
         """What the events said of the machine's end."""
@@ -208,12 +208,11 @@ class QmpClient:
 
     def _message(self, deadline: float) -> dict[str, Json]:
         """The next message; raises `TimeoutError`, `GuestGoneError`, `FormatError`."""
-        while b"\n" not in self._received:
+        while not self._lines:
             if len(self._received) > _LONGEST_MESSAGE:
                 raise FormatError(f"{self._path} is not a QMP socket: it sends {len(self._received)} bytes in one line")
-            left = deadline - time.monotonic()
             try:
-                self._socket.settimeout(max(0.0, left))
+                self._socket.settimeout(max(0.0, deadline - time.monotonic()))
                 data = self._socket.recv(1 << 16)
             except BlockingIOError:
                 raise TimeoutError from None
@@ -223,15 +222,16 @@ class QmpClient:
                 raise self._is_gone() from None
             if not data:
                 raise self._is_gone()
-            self._received += data
-        line, _, rest = self._received.partition(b"\n")
-        self._received = bytearray(rest)
+            *lines, rest = (self._received + data).split(b"\n")
+            self._lines.extend(lines)
+            self._received = rest
+        line = self._lines.popleft()
         try:
             message = json.loads(line)
         except ValueError:
-            raise FormatError(f"{self._path} is not a QMP socket: it says {bytes(line[:40])!r}") from None
+            raise FormatError(f"{self._path} is not a QMP socket: it says {line[:40]!r}") from None
         if not isinstance(message, dict):
-            raise FormatError(f"{self._path} is not a QMP socket: it says {bytes(line[:40])!r}")
+            raise FormatError(f"{self._path} is not a QMP socket: it says {line[:40]!r}")
         return message
 
 
