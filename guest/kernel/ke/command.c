@@ -1,4 +1,4 @@
-/* The host's commands, one a line on COM1:
+/* The host's commands, one a line on COM1 or COM2:
  *   truth [PID]  stop everything else, print every page's state, stay stopped
  *   go           go on
  *   trim [PID]   take every page out of the working sets (policy: `trim PID POLICY`, MM_TRIM's bits)

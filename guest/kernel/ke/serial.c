@@ -1,7 +1,9 @@
-/* COM1: the event log (one JSON object a line) and the host's command lines. */
+/* COM1: the event log (one JSON object a line). The host's command lines come on COM1 or, so that the log can go to a plain
+ * file, on COM2; nothing is written to that one. */
 #include "nt.h"
 
 #define COM1 0x3F8
+#define COM2 0x2F8
 static KSPIN_LOCK KdpLock;
 
 void KdInitSerial(void) {
@@ -57,7 +59,14 @@ void KdPrint(const char *format, ...) {
 }
 
 /* The next byte that the host sent, or -1. */
-int KdReadByte(void) { return __in8(COM1 + 5) & 1 ? __in8(COM1) : -1; }
+int KdReadByte(void) {
+    static const USHORT ports[] = {COM1, COM2};
+    for (ULONG i = 0; i < ARRAYSIZE(ports); i++) {
+        UCHAR status = __in8(ports[i] + 5);
+        if (status != 0xFF && status & 1) return __in8(ports[i]); /* 0xFF: no such port */
+    }
+    return -1;
+}
 
 static ULONG KiBugChecked;
 

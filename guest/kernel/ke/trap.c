@@ -62,7 +62,7 @@ static void KiAnswerIpi(void) {
  * changes memory until it is let go. */
 void KiStayFrozen(void) {
     KI_CPU *cpu = &KiCpu[KeGetCurrentProcessorNumber()];
-    if (!KiFreezeLevel || KiFreezeOwner == KeGetCurrentThread()) return;
+    if (!KiFreezeLevel || !KeGetCurrentProcessorNumber()) return; /* the owner is on the boot processor */
     __cli();
     cpu->Frozen = TRUE;
     while (KiFreezeLevel) {

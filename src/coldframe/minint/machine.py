@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from coldframe.errors import ColdframeError, GuestGoneError, UsageError
 from coldframe.minint.truth import Event, Truth, TruthPage, read_log
@@ -24,6 +24,7 @@ SOURCE = Path(__file__).resolve().parents[3]
 GUEST = SOURCE / "guest"
 BOOT_SECONDS = {"tcg": 60.0, "kvm": 600.0}
 _PR_SET_PDEATHSIG = 1
+_T = TypeVar("_T")
 
 
 class MinintError(ColdframeError):
@@ -114,7 +115,7 @@ class Minint:
         self._read = 0
         self._partial = ""
         self.events: list[Event] = []
-        for stale in (self.qmp, self.log, self.directory / "control.qmp", self.directory / "serial"):
+        for stale in (self.qmp, self.log, self.directory / "control.qmp", self.directory / "commands"):
             stale.unlink(missing_ok=True)
         _tool(str(GUEST / "disk.py"), "--built", str(built), "--output", str(self.disk))
         self._process = subprocess.Popen(
@@ -125,8 +126,8 @@ class Minint:
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl, which takes no lock
         )
         try:
-            self._serial = self._connect(self.directory / "serial")
-            self._control = QmpClient.connect(self.directory / "control.qmp")
+            self._commands = self._patiently(lambda: _connect(self.directory / "commands"))
+            self._control = self._patiently(lambda: QmpClient.connect(self.directory / "control.qmp"))
             self.wait_for("write", timeout=BOOT_SECONDS.get(accelerator, 60.0))
         except BaseException:
             self.close()
@@ -143,8 +144,9 @@ class Minint:
             *("-append", options),
             *("-drive", f"if=none,id=disk,format=qcow2,file={self.disk}"),
             *("-device", "virtio-blk-pci,drive=disk,disable-modern=on"),
-            *("-chardev", f"socket,id=serial,path={self.directory}/serial,server=on,wait=off,logfile={self.log}"),
-            *("-serial", "chardev:serial"),
+            *("-serial", f"file:{self.log}"),
+            *("-chardev", f"socket,id=commands,path={self.directory}/commands,server=on,wait=off"),
+            *("-serial", "chardev:commands"),
             *("-qmp", f"unix:{self.directory}/control.qmp,server=on,wait=off"),
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
         ]
@@ -161,7 +163,7 @@ class Minint:
         """End the guest and remove its temporary folder."""
         self._process.kill()
         self._process.wait()
-        for link in ("_serial", "_control"):
+        for link in ("_commands", "_control"):
             if hasattr(self, link):
                 getattr(self, link).close()
         if self._temporary:
@@ -211,8 +213,8 @@ class Minint:
             time.sleep(0.01)
 
     def command(self, line: str) -> None:
-        """Send a command line to the guest over its serial line."""
-        self._serial.sendall(line.encode() + b"\n")
+        """Send a command line to the guest, over its second serial port: the first one is for its log alone."""
+        self._commands.sendall(line.encode() + b"\n")
 
     def truth(self, *, timeout: float = 120.0) -> Truth:
         """Freeze the guest and ask what each of its pages is; it stays frozen until `go`.
@@ -246,19 +248,27 @@ class Minint:
         self.control("cont")
         self.go()
 
-    def _connect(self, path: Path) -> socket.socket:
+    def _patiently(self, connect: Callable[[], _T]) -> _T:
+        """What `connect` returns, once QEMU has made the socket that it wants."""
         deadline = time.monotonic() + 10
         while True:
-            link = socket.socket(socket.AF_UNIX)
             try:
-                link.connect(str(path))
-                return link
-            except OSError as error:
-                link.close()
+                return connect()
+            except (OSError, UsageError, GuestGoneError) as error:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     words = (self.directory / "qemu.err").read_text(errors="replace").strip()
-                    raise GuestGoneError(f"QEMU did not start: {words or error}") from None
+                    raise MinintError(f"QEMU did not start: {words or error}") from None
                 time.sleep(0.01)
+
+
+def _connect(path: Path) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(str(path))
+    except OSError:
+        link.close()
+        raise
+    return link
 
 
 def _die_with_parent() -> None:

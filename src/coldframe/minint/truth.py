@@ -19,7 +19,8 @@ class TruthPage:
 
     `address` is virtual, page aligned; `state` and `via` are coldframe's words; `physical` is the page's
     guest-physical address where it is in RAM; `pagefile` (number, byte offset); `file` and `file_offset` where it is
-    still in a file; `sha256` (lower-case hex) of the 4096 bytes that a fault would bring in.
+    still in a file; `sha256` (lower-case hex) of the 4096 bytes that a fault would bring in: None where there
+    are none, and for kernel pages that change while the guest tells of them.
     """
 
     pid: int
@@ -30,7 +31,7 @@ class TruthPage:
     pagefile: tuple[int, int] | None
     file: str | None
     file_offset: int | None
-    sha256: str
+    sha256: str | None
 
     @classmethod
     def of(cls, event: Event) -> TruthPage:
@@ -46,7 +47,7 @@ class TruthPage:
             pagefile=(_number(slot["number"]), _number(slot["offset"])) if isinstance(slot, Mapping) else None,
             file=None if event.get("file") is None else str(event["file"]),
             file_offset=None if offset is None else _number(offset),
-            sha256=str(event["sha256"]),
+            sha256=None if event.get("sha256") is None else str(event["sha256"]),
         )
 
 
