@@ -24,7 +24,7 @@ COMMON = (
     "-mno-implicit-float -fno-stack-protector -funwind-tables -mno-stack-arg-probe -fms-extensions -Wall -Wextra -Werror "
     "-Wno-unused-parameter -Wno-missing-field-initializers -Wno-microsoft -Wno-multichar -fno-strict-aliasing"
 ).split()
-USER_PROGRAMS = ("smss", "csrss", "services", "svchost", "notepad")
+USER_PROGRAMS = ("smss", "csrss", "services", "svchost", "notepad", "states")
 
 
 class BuildError(Exception):

@@ -22,6 +22,8 @@ typedef struct _MI_TRUTH {
 } MI_TRUTH;
 
 static UCHAR *MiTable, *MiBounce, *MiProtoBounce;
+static PTE64 MiTableHolds; /* the paging-file PTE whose page MiTable has: nothing changes while this runs */
+static CHAR MiZeroHash[65];
 static char MiLine[1536];
 static ULONG MiLines;
 
@@ -52,7 +54,8 @@ static BOOLEAN MiLeaf(ULONG64 Dtb, ULONG64 Va, UCHAR *Bounce, MI_TRUTH *Truth, M
             Truth->TablePaged = TRUE;
             Truth->TableNumber = Soft.u.Soft.PageFileLow;
             Truth->TableSlot = Soft.u.Soft.PageFileHigh;
-            if (!NT_SUCCESS(MiReadBacking(Soft, 0, Bounce))) Truth->Failed = TRUE;
+            if (MiTableHolds != Soft.u.Long && !NT_SUCCESS(MiReadBacking(Soft, 0, Bounce))) Truth->Failed = TRUE;
+            MiTableHolds = Truth->Failed ? 0 : Soft.u.Long;
             Table = (MMPTE *)Bounce;
         } else {
             *Leaf = MiZeroPte();
@@ -186,8 +189,7 @@ static void MiEmit(ULONG Pid, const char *Range, ULONG64 Va, MI_TRUTH *Truth, BO
         }
         if (Hash && NT_SUCCESS(MiReadBacking(Truth->Backing, Truth->ProtoVa, MiBounce))) Bytes = MiBounce;
     } else if (Truth->State[0] == 'd') {
-        memset(MiBounce, 0, PAGE_SIZE);
-        Bytes = MiBounce;
+        At = MiAppend(At, ",\"sha256\":\"%s\"", MiZeroHash);
     }
     if (Hash && Bytes && !Truth->Failed) {
         RtlSha256Hex(Bytes, PAGE_SIZE, Hex);
@@ -251,6 +253,9 @@ ULONG MmEmitTruth(EPROCESS *Process) {
         MiProtoBounce = ExAllocatePool(PAGE_SIZE, 'tTmM');
     }
     MiLines = 0;
+    MiTableHolds = 0;
+    memset(MiBounce, 0, PAGE_SIZE);
+    RtlSha256Hex(MiBounce, PAGE_SIZE, MiZeroHash);
     if (Process && Process != PsInitialSystemProcess) {
         MiEmitProcess(Process);
     } else if (Process) {
