@@ -96,18 +96,18 @@ def pdb(
     places[10] = 7 if original else 0xFFFF
     places[4] = 8 if omap else 0xFFFF
     debug_header = struct.pack("<11H", *places)
-    module = b"".join([struct.pack("<34xH28x", 9), b"a.obj\0a.obj\0"]) if procedures else b""
-    dbi = struct.pack(
-        "<iIIHHHHHHiiiiiIiiHHI",
-        *(-1, 19990903, AGE, 0xFFFF, 0, 0xFFFF, 0, 5, 0),
-        *(len(module), 0, 0, 0, 0, 0, len(debug_header), 0, 0, machine, 0),
-    )
     body = bytearray(b"\4\0\0\0")
     references = []
     for name, offset in procedures:
         references.append(record(0x1125, struct.pack("<IIH", 0, len(body), 1) + name.encode() + b"\0"))
         content = struct.pack("<7IIHB", 0, 0, 0, 16, 0, 16, 0, offset, 1, 0) + name.encode() + b"\0"
         body += record(0x1110, content)
+    module = struct.pack("<34xHI24x", 9, len(body)) + b"a.obj\0a.obj\0" if procedures else b""
+    dbi = struct.pack(
+        "<iIIHHHHHHiiiiiIiiHHI",
+        *(-1, 19990903, AGE, 0xFFFF, 0, 0xFFFF, 0, 5, 0),
+        *(len(module), 0, 0, 0, 0, 0, len(debug_header), 0, 0, machine, 0),
+    )
     moved = b"".join(struct.pack("<II", *pair) for pair in omap)
     streams = [None, info, type_stream, dbi + module + debug_header, b"", symbols + b"".join(references)]
     streams += [b"".join(sections), b"".join(original), moved, bytes(body), bytes(filling)]

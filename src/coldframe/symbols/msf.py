@@ -25,6 +25,7 @@ class Msf:
     def __init__(self, data: memoryview, where: str) -> None:
         self.where = where
         self._data = data
+        self.file_size = len(data)
         if len(data) < _SUPERBLOCK.size:
             raise FormatError(f"{where}: {len(data)} bytes are too few for a PDB")
         magic, block_size, _, blocks, directory_size, _, map_block = _SUPERBLOCK.unpack_from(data)
