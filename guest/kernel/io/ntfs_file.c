@@ -86,7 +86,7 @@ static NTFS_STATUS LoadSystemFile(NTFS_VOLUME *volume, uint64_t number, uint64_t
     if (size < least || size > most || (*file)->Data.Initialized != size) return NTFS_CORRUPT;
     *content = volume->Io.Allocate(RoundUp(size, SECTOR));
     if (!*content) return NTFS_NO_MEMORY;
-    return NtfsTransfer(&(*file)->Data, 0, *content, size, false);
+    return NtfsTransfer(&(*file)->Data, 0, *content, size, NTFS_READ);
 }
 
 static NTFS_STATUS ReadBoot(NTFS_VOLUME *volume, const uint8_t *boot, uint64_t *mft_lcn) {
@@ -115,10 +115,12 @@ static NTFS_STATUS Mount(NTFS_VOLUME *volume) {
     void *content = NULL;
     NTFS_FILE *upcase = NULL;
     uint64_t mft_lcn = 0;
-    volume->Sector = volume->Io.Allocate(SECTOR);
-    if (!volume->Sector) return NTFS_NO_MEMORY;
-    NTFS_STATUS status = volume->Io.Read(volume->Io.Context, 0, volume->Sector, SECTOR);
-    if (status >= 0) status = ReadBoot(volume, volume->Sector, &mft_lcn);
+    volume->Staging = volume->Io.Allocate(STAGING);
+    volume->Cache = volume->Io.Allocate(CACHED_SECTORS * SECTOR);
+    for (uint32_t i = 0; i < CACHED_SECTORS; i++) volume->CachedAt[i] = NTFS_HOLE;
+    if (!volume->Staging || !volume->Cache) return NTFS_NO_MEMORY;
+    NTFS_STATUS status = volume->Io.Read(volume->Io.Context, 0, volume->Staging, SECTOR);
+    if (status >= 0) status = ReadBoot(volume, volume->Staging, &mft_lcn);
     if (status < 0) return status;
     volume->Block = volume->Io.Allocate(volume->IndexSize);
     volume->Pairs = volume->Io.Allocate(volume->RecordSize);
@@ -167,7 +169,7 @@ void NtfsDismount(NTFS_VOLUME *volume) {
         volume->Files = file->Next;
         Release(file);
     }
-    void *blocks[] = {volume->Sector, volume->Pairs, volume->Block, volume->Spare, volume->Work, volume->Bitmap, volume->UpCase, volume};
+    void *blocks[] = {volume->Staging, volume->Cache, volume->Pairs, volume->Block, volume->Spare, volume->Work, volume->Bitmap, volume->UpCase, volume};
     for (size_t i = 0; i < sizeof(blocks) / sizeof(*blocks); i++)
         if (blocks[i]) release(blocks[i]);
 }
@@ -438,7 +440,7 @@ NTFS_STATUS NtfsRead(NTFS_FILE *file, uint64_t offset, void *buffer, uint32_t le
     if (length > data->Size - offset) length = (uint32_t)(data->Size - offset);
     uint64_t stored = offset >= data->Initialized ? 0 : data->Initialized - offset;
     if (stored > length) stored = length;
-    NTFS_STATUS status = stored ? NtfsTransfer(data, offset, buffer, stored, false) : NTFS_OK;
+    NTFS_STATUS status = stored ? NtfsTransfer(data, offset, buffer, stored, NTFS_READ) : NTFS_OK;
     if (status < 0) return status;
     memset((uint8_t *)buffer + stored, 0, length - stored);
     *done = length;
@@ -452,16 +454,16 @@ NTFS_STATUS NtfsWrite(NTFS_FILE *file, uint64_t offset, const void *buffer, uint
     if (status < 0 || !length) return status;
     if (offset > MAXIMUM_FILE) return NTFS_FULL;
     uint64_t end = offset + length;
-    bool changed = false;
+    bool changed = false, beyond = end >= data->Initialized; /* the rest of the last sector is nobody's */
     if (end > data->Size) {
         status = Grow(file, end);
         changed = true;
     }
     if (status >= 0 && !data->Resident && offset > data->Initialized) {
-        status = NtfsTransfer(data, data->Initialized, NULL, offset - data->Initialized, true);
+        status = NtfsTransfer(data, data->Initialized, NULL, offset - data->Initialized, NTFS_WRITE);
         changed = true;
     }
-    if (status >= 0) status = NtfsTransfer(data, offset, (void *)buffer, length, true);
+    if (status >= 0) status = NtfsTransfer(data, offset, (void *)buffer, length, beyond ? NTFS_WRITE_END : NTFS_WRITE);
     if (status >= 0 && !data->Resident && end > data->Initialized) {
         data->Initialized = end;
         changed = true;

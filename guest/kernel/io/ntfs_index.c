@@ -57,7 +57,7 @@ static NTFS_STATUS ReadBlock(NTFS_FILE *directory, uint64_t vcn, uint8_t *block)
     uint64_t offset = BlockOffset(volume, vcn);
     if (vcn > MAXIMUM_FILE / SECTOR || !directory->Data.Present || directory->Data.Resident) return NTFS_CORRUPT;
     if (offset % volume->IndexSize || offset + volume->IndexSize > directory->Data.Initialized) return NTFS_CORRUPT;
-    NTFS_STATUS status = NtfsTransfer(&directory->Data, offset, block, volume->IndexSize, false);
+    NTFS_STATUS status = NtfsTransfer(&directory->Data, offset, block, volume->IndexSize, NTFS_READ);
     if (status >= 0) status = NtfsApplyFixups(block, volume->IndexSize, MAGIC_INDEX);
     if (status >= 0 && (Get64(block + 0x10) != vcn || !NodeIsSound(block + BLOCK_NODE, volume->IndexSize - BLOCK_NODE)))
         status = NTFS_CORRUPT;
@@ -68,7 +68,7 @@ static NTFS_STATUS ReadBlock(NTFS_FILE *directory, uint64_t vcn, uint8_t *block)
 static NTFS_STATUS WriteBlock(NTFS_FILE *directory, uint64_t vcn, uint8_t *block) {
     NTFS_VOLUME *volume = directory->Volume;
     NtfsMakeFixups(block);
-    return NtfsTransfer(&directory->Data, BlockOffset(volume, vcn), block, volume->IndexSize, true);
+    return NtfsTransfer(&directory->Data, BlockOffset(volume, vcn), block, volume->IndexSize, NTFS_WRITE);
 }
 
 /* A way from the root to where a name is or would be: for each level its block (the root has none) and the entry taken. */

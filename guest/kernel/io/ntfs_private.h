@@ -5,6 +5,8 @@
 #include "ntfs.h"
 
 #define SECTOR 512u
+#define STAGING 65536u
+#define CACHED_SECTORS 8u
 #define ATTRIBUTE_STANDARD 0x10u
 #define ATTRIBUTE_LIST 0x20u
 #define ATTRIBUTE_FILE_NAME 0x30u
@@ -59,7 +61,10 @@ struct NTFS_VOLUME {
     uint32_t Fragment;
     uint8_t *Bitmap; /* $Bitmap's content */
     uint16_t *UpCase;
-    uint8_t *Sector; /* for parts of sectors */
+    uint8_t *Staging; /* where parts of sectors become whole ones */
+    uint8_t *Cache;
+    uint64_t CachedAt[CACHED_SECTORS];
+    uint32_t CacheNext;
     uint8_t *Pairs;  /* runs while they are encoded */
     uint8_t *Block, *Spare, *Work; /* index blocks while one is read, split, built */
     NTFS_FILE *Files; /* open ones */
@@ -97,7 +102,12 @@ void NtfsFreeRecord(NTFS_VOLUME *volume, uint64_t number);
 /* ntfs_stream.c: runs */
 NTFS_STATUS NtfsLoadStream(NTFS_STREAM *stream);
 NTFS_STATUS NtfsStoreStream(NTFS_STREAM *stream); /* sizes and runs into the record in memory */
-NTFS_STATUS NtfsTransfer(NTFS_STREAM *stream, uint64_t offset, void *buffer, uint64_t length, bool write);
+typedef enum NTFS_DIRECTION {
+    NTFS_READ,
+    NTFS_WRITE,
+    NTFS_WRITE_END /* what follows the bytes in their last sector is nobody's */
+} NTFS_DIRECTION;
+NTFS_STATUS NtfsTransfer(NTFS_STREAM *stream, uint64_t offset, void *buffer, uint64_t length, NTFS_DIRECTION write);
 NTFS_STATUS NtfsExtend(NTFS_STREAM *stream, uint64_t clusters);
 NTFS_STATUS NtfsTruncate(NTFS_STREAM *stream, uint64_t clusters, NTFS_RUN **freed, uint32_t *freed_count);
 void NtfsFreeRuns(NTFS_VOLUME *volume, const NTFS_RUN *runs, uint32_t count);

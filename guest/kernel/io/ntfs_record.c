@@ -124,7 +124,7 @@ void NtfsRemoveAttribute(uint8_t *record, uint8_t *attribute) {
 NTFS_STATUS NtfsReadRecord(NTFS_VOLUME *volume, uint64_t number, uint8_t *record) {
     NTFS_STREAM *mft = &volume->Mft->Data;
     if (number >= mft->Initialized / volume->RecordSize) return NTFS_CORRUPT;
-    NTFS_STATUS status = NtfsTransfer(mft, number * volume->RecordSize, record, volume->RecordSize, false);
+    NTFS_STATUS status = NtfsTransfer(mft, number * volume->RecordSize, record, volume->RecordSize, NTFS_READ);
     if (status < 0) return status;
     if (NtfsApplyFixups(record, volume->RecordSize, MAGIC_FILE) < 0) return NTFS_CORRUPT;
     return NtfsRecordIsSound(record, volume->RecordSize) ? NTFS_OK : NTFS_CORRUPT;
@@ -135,7 +135,7 @@ NTFS_STATUS NtfsWriteRecord(NTFS_VOLUME *volume, uint64_t number, uint8_t *recor
     uint32_t size = volume->RecordSize;
     uint64_t mirrored = size * 4 > volume->ClusterSize ? 4 : volume->ClusterSize / size;
     NtfsMakeFixups(record);
-    NTFS_STATUS status = NtfsTransfer(&volume->Mft->Data, number * size, record, size, true);
+    NTFS_STATUS status = NtfsTransfer(&volume->Mft->Data, number * size, record, size, NTFS_WRITE);
     if (status >= 0 && number < mirrored) {
         uint64_t place = volume->MirrorLcn * volume->ClusterSize + number * size;
         status = volume->Io.Write(volume->Io.Context, place, record, size);
@@ -148,10 +148,10 @@ NTFS_STATUS NtfsWriteRecord(NTFS_VOLUME *volume, uint64_t number, uint8_t *recor
 static NTFS_STATUS MftBitmapBit(NTFS_VOLUME *volume, uint64_t number, int set) {
     NTFS_STREAM *bitmap = &volume->Mft->Bitmap;
     uint8_t bits = 0;
-    NTFS_STATUS status = NtfsTransfer(bitmap, number / 8, &bits, 1, false);
+    NTFS_STATUS status = NtfsTransfer(bitmap, number / 8, &bits, 1, NTFS_READ);
     if (status < 0) return status;
     bits = set ? (uint8_t)(bits | 1u << number % 8) : (uint8_t)(bits & ~(1u << number % 8));
-    return NtfsTransfer(bitmap, number / 8, &bits, 1, true);
+    return NtfsTransfer(bitmap, number / 8, &bits, 1, NTFS_WRITE);
 }
 
 static NTFS_STATUS GrowMft(NTFS_VOLUME *volume) {
@@ -168,7 +168,7 @@ static NTFS_STATUS GrowMft(NTFS_VOLUME *volume) {
         bitmap->Size = bitmap->Initialized = bytes;
         for (uint64_t at = before; status >= 0 && at < bytes; at += 8) {
             uint64_t zero = 0;
-            status = NtfsTransfer(bitmap, at, &zero, 8, true);
+            status = NtfsTransfer(bitmap, at, &zero, 8, NTFS_WRITE);
         }
         if (status >= 0) status = NtfsStoreStream(bitmap);
     }
@@ -187,7 +187,7 @@ static NTFS_STATUS GrowMft(NTFS_VOLUME *volume) {
         Put32(blank + 0x2C, (uint32_t)(at / size));
         Put32(blank + first, ATTRIBUTE_END);
         NtfsMakeFixups(blank);
-        status = NtfsTransfer(mft, at, blank, size, true);
+        status = NtfsTransfer(mft, at, blank, size, NTFS_WRITE);
     }
     if (blank) volume->Io.Free(blank);
     if (status >= 0) {
@@ -206,7 +206,7 @@ NTFS_STATUS NtfsAllocateRecord(NTFS_VOLUME *volume, uint64_t *number, uint16_t *
         uint64_t records = mft->Initialized / volume->RecordSize;
         for (uint64_t at = FIRST_USER_RECORD; at < records && at / 8 < bitmap->Initialized; at++) {
             uint8_t bits = 0;
-            NTFS_STATUS status = NtfsTransfer(bitmap, at / 8, &bits, 1, false);
+            NTFS_STATUS status = NtfsTransfer(bitmap, at / 8, &bits, 1, NTFS_READ);
             if (status < 0) return status;
             if (bits == 0xFF) { at |= 7; continue; }
             if (bits >> at % 8 & 1) continue;

@@ -14,7 +14,7 @@ static NTFS_STATUS MarkClusters(NTFS_VOLUME *volume, uint64_t lcn, uint64_t coun
     uint64_t first = lcn / 8 / SECTOR * SECTOR, end = (lcn + count - 1) / 8 + 1;
     NTFS_STREAM *bitmap = &volume->BitmapFile->Data;
     if (end > bitmap->Size) end = bitmap->Size;
-    return NtfsTransfer(bitmap, first, volume->Bitmap + first, end - first, true);
+    return NtfsTransfer(bitmap, first, volume->Bitmap + first, end - first, NTFS_WRITE);
 }
 
 /* The free run of at most `wanted` clusters that starts at or behind `from`, once around. Bits are set here and on disk. */
@@ -143,7 +143,7 @@ static NTFS_STATUS LoadList(NTFS_STREAM *stream, uint8_t *list) {
     if (status >= 0 && list[8]) {
         whole.Initialized = whole.Size = size;
         whole.Allocated = StreamClusters(&whole) * volume->ClusterSize;
-        status = size > whole.Allocated ? NTFS_CORRUPT : NtfsTransfer(&whole, 0, bytes, size, false);
+        status = size > whole.Allocated ? NTFS_CORRUPT : NtfsTransfer(&whole, 0, bytes, size, NTFS_READ);
     }
     for (uint64_t at = 0; status >= 0 && at + 0x1A <= size;) {
         const uint8_t *entry = bytes + at;
@@ -224,22 +224,70 @@ NTFS_STATUS NtfsStoreStream(NTFS_STREAM *stream) {
 
 /* ---- Bytes */
 
-static NTFS_STATUS Piece(NTFS_VOLUME *volume, uint64_t at, uint8_t *buffer, uint64_t length, bool write) {
+/* The few sectors last written or read in part are kept: who appends meets the same one again. */
+static uint8_t *CachedSector(NTFS_VOLUME *volume, uint64_t at) {
+    for (uint32_t i = 0; i < CACHED_SECTORS; i++)
+        if (volume->CachedAt[i] == at) return volume->Cache + i * SECTOR;
+    return NULL;
+}
+
+static void CacheSector(NTFS_VOLUME *volume, uint64_t at, const uint8_t *bytes) {
+    uint8_t *slot = CachedSector(volume, at);
+    if (!slot) {
+        uint32_t i = volume->CacheNext++ % CACHED_SECTORS;
+        volume->CachedAt[i] = at;
+        slot = volume->Cache + i * SECTOR;
+    }
+    memcpy(slot, bytes, SECTOR);
+}
+
+static NTFS_STATUS ReadSector(NTFS_VOLUME *volume, uint64_t at, uint8_t *bytes) {
+    const uint8_t *held = CachedSector(volume, at);
+    if (held) {
+        memcpy(bytes, held, SECTOR);
+        return NTFS_OK;
+    }
+    NTFS_STATUS status = volume->Io.Read(volume->Io.Context, at, bytes, SECTOR);
+    if (status >= 0) CacheSector(volume, at, bytes);
+    return status;
+}
+
+/* Whole sectors. */
+static NTFS_STATUS Whole(NTFS_VOLUME *volume, uint64_t at, uint8_t *buffer, uint32_t length, bool write) {
+    if (!write) return volume->Io.Read(volume->Io.Context, at, buffer, length);
+    for (uint32_t i = 0; i < CACHED_SECTORS; i++)
+        if (volume->CachedAt[i] >= at && volume->CachedAt[i] < at + length) volume->CachedAt[i] = NTFS_HOLE;
+    return volume->Io.Write(volume->Io.Context, at, buffer, length);
+}
+
+/* Bytes of the volume, in as few transfers as their ends allow. */
+static NTFS_STATUS Piece(NTFS_VOLUME *volume, uint64_t at, uint8_t *buffer, uint64_t length, NTFS_DIRECTION direction) {
     NTFS_STATUS status = NTFS_OK;
     while (length && status >= 0) {
         uint32_t inside = (uint32_t)(at % SECTOR), step;
-        if (inside || length < SECTOR) {
-            step = length < SECTOR - inside ? (uint32_t)length : SECTOR - inside;
-            status = volume->Io.Read(volume->Io.Context, at - inside, volume->Sector, SECTOR);
-            if (status >= 0 && !write) memcpy(buffer, volume->Sector + inside, step);
-            if (status >= 0 && write) {
-                memcpy(volume->Sector + inside, buffer, step);
-                status = volume->Io.Write(volume->Io.Context, at - inside, volume->Sector, SECTOR);
-            }
-        } else {
+        if (!inside && (length % SECTOR == 0 || (length >= STAGING && direction == NTFS_READ))) {
             step = length < 1u << 30 ? (uint32_t)(length / SECTOR * SECTOR) : 1u << 30;
-            status = write ? volume->Io.Write(volume->Io.Context, at, buffer, step)
-                           : volume->Io.Read(volume->Io.Context, at, buffer, step);
+            status = Whole(volume, at, buffer, step, direction != NTFS_READ);
+        } else {
+            step = length < STAGING - inside ? (uint32_t)length : STAGING - inside;
+            uint32_t whole = (uint32_t)RoundUp(inside + step, SECTOR);
+            uint8_t *last = volume->Staging + whole - SECTOR;
+            if (direction == NTFS_READ) {
+                if (whole == SECTOR) status = ReadSector(volume, at - inside, volume->Staging);
+                else status = Whole(volume, at - inside, volume->Staging, whole, false);
+                if (status >= 0) memcpy(buffer, volume->Staging + inside, step);
+            } else {
+                bool end = (inside + step) % SECTOR != 0, fresh = direction == NTFS_WRITE_END && step == length;
+                if (inside) status = ReadSector(volume, at - inside, volume->Staging);
+                if (fresh) memset(volume->Staging + inside + step, 0, whole - inside - step);
+                else if (status >= 0 && end && (!inside || whole > SECTOR))
+                    status = ReadSector(volume, at - inside + whole - SECTOR, last);
+                if (status >= 0) {
+                    memcpy(volume->Staging + inside, buffer, step);
+                    status = Whole(volume, at - inside, volume->Staging, whole, true);
+                    if (status >= 0 && end) CacheSector(volume, at - inside + whole - SECTOR, last);
+                }
+            }
         }
         at += step;
         buffer += step;
@@ -249,7 +297,7 @@ static NTFS_STATUS Piece(NTFS_VOLUME *volume, uint64_t at, uint8_t *buffer, uint
 }
 
 /* Bytes of the runs, whatever the sizes say; must lie inside them. `buffer` NULL writes zeros. */
-NTFS_STATUS NtfsTransfer(NTFS_STREAM *stream, uint64_t offset, void *buffer, uint64_t length, bool write) {
+NTFS_STATUS NtfsTransfer(NTFS_STREAM *stream, uint64_t offset, void *buffer, uint64_t length, NTFS_DIRECTION write) {
     static const uint8_t zeros[4096];
     NTFS_VOLUME *volume = stream->File->Volume;
     uint32_t size = volume->ClusterSize, low = 0, high = stream->RunCount;
@@ -275,7 +323,8 @@ NTFS_STATUS NtfsTransfer(NTFS_STREAM *stream, uint64_t offset, void *buffer, uin
         if (!buffer && step > sizeof(zeros)) step = sizeof(zeros);
         NTFS_STATUS status = NTFS_OK;
         if (run->Lcn != NTFS_HOLE)
-            status = Piece(volume, run->Lcn * size + inside, buffer ? to : (uint8_t *)zeros, step, write);
+            status = Piece(volume, run->Lcn * size + inside, buffer ? to : (uint8_t *)zeros, step,
+                           write == NTFS_WRITE_END && step < length ? NTFS_WRITE : write);
         else if (write)
             status = NTFS_NOT_SUPPORTED;
         else
@@ -372,7 +421,7 @@ NTFS_STATUS NtfsMakeNonresident(NTFS_STREAM *stream, uint64_t size) {
     stream->RunCount = 0;
     uint64_t clusters = RoundUp(size, volume->ClusterSize) / volume->ClusterSize;
     if (status >= 0 && clusters) status = NtfsExtend(stream, clusters);
-    if (status >= 0 && held) status = NtfsTransfer(stream, 0, copy, held, true);
+    if (status >= 0 && held) status = NtfsTransfer(stream, 0, copy, held, NTFS_WRITE);
     if (status >= 0) {
         stream->Size = stream->Initialized = held;
         status = NtfsStoreStream(stream);

@@ -131,9 +131,11 @@ static NTSTATUS Transfer(ULONG64 sector, ULONG length, BOOLEAN write) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     __out16(Disk.Port + PORT_QUEUE_NOTIFY, 0);
     ULONG64 start = __tsc();
-    for (ULONG spins = 0; Disk.Used[1] == Disk.Seen; spins++) {
+    /* Few PAUSEs: under TCG each takes QEMU's global lock, which is what the device model needs to answer. */
+    for (ULONG spins = 1; Disk.Used[1] == Disk.Seen; spins++) {
+        if (spins % 4096) continue;
         __relax();
-        if (spins % 4096 == 4095 && __tsc() - start > TIMEOUT_TICKS) {
+        if (__tsc() - start > TIMEOUT_TICKS) {
             Disk.Broken = TRUE; /* the device may still write the buffer: it is never used again */
             return STATUS_IO_TIMEOUT;
         }

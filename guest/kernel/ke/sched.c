@@ -368,18 +368,55 @@ void KeSetEvent(KEVENT *event) {
 
 void KeResetEvent(KEVENT *event) { event->Header.SignalState = 0; }
 
-/* ---- Push locks: a bit and a turn for the others while it is taken */
+/* ---- Push locks: bit 0 taken, bit 1 somebody waits. Who waits gives its processor away: spinning would keep it from the
+ * owner, or from QEMU. */
+
+#define PUSH_LOCK_TAKEN 1
+#define PUSH_LOCK_WAITED 2
+static LIST_ENTRY KiPushLockWaiters = {&KiPushLockWaiters, &KiPushLockWaiters}; /* threads by WaitListEntry; dispatcher lock */
 
 BOOLEAN ExTryAcquirePushLockExclusive(EX_PUSH_LOCK *lock) {
     ULONG64 expected = 0;
-    return __atomic_compare_exchange_n((ULONG64 *)lock, &expected, 1, FALSE, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n((ULONG64 *)lock, &expected, PUSH_LOCK_TAKEN, FALSE, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
 }
 
 void ExAcquirePushLockExclusive(EX_PUSH_LOCK *lock) {
-    while (!ExTryAcquirePushLockExclusive(lock)) KeYieldThread();
+    ULONG64 *value = (ULONG64 *)lock;
+    while (!ExTryAcquirePushLockExclusive(lock)) {
+        KTHREAD *thread = KeGetCurrentThread();
+        if (!KiSchedulerRuns || thread == KeGetCurrentPrcb()->IdleThread) {
+            __relax();
+            continue;
+        }
+        KIRQL old = KiLockDispatcher();
+        ULONG64 seen = PUSH_LOCK_TAKEN;
+        BOOLEAN waits = __atomic_compare_exchange_n(value, &seen, PUSH_LOCK_TAKEN | PUSH_LOCK_WAITED, FALSE, __ATOMIC_RELAXED,
+                                                    __ATOMIC_RELAXED) || seen == (PUSH_LOCK_TAKEN | PUSH_LOCK_WAITED);
+        if (waits) {
+            thread->WaitBlock[0].SparePtr = lock;
+            thread->State = KI_WAITING;
+            thread->WaitReason = WrExecutive;
+            InsertTailList(&KiPushLockWaiters, &thread->WaitListEntry);
+            KiSwapThread();
+        }
+        KiUnlockDispatcher(old);
+    }
 }
 
-void ExReleasePushLockExclusive(EX_PUSH_LOCK *lock) { __atomic_store_n((ULONG64 *)lock, 0, __ATOMIC_RELEASE); }
+void ExReleasePushLockExclusive(EX_PUSH_LOCK *lock) {
+    ULONG64 expected = PUSH_LOCK_TAKEN;
+    if (__atomic_compare_exchange_n((ULONG64 *)lock, &expected, 0, FALSE, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) return;
+    KIRQL old = KiLockDispatcher();
+    __atomic_store_n((ULONG64 *)lock, 0, __ATOMIC_RELEASE);
+    for (LIST_ENTRY *e = KiPushLockWaiters.Flink, *next; e != &KiPushLockWaiters; e = next) {
+        next = e->Flink;
+        KTHREAD *thread = CONTAINING_RECORD(e, KTHREAD, WaitListEntry);
+        if (thread->WaitBlock[0].SparePtr != lock) continue;
+        RemoveEntryList(e);
+        KiMakeReady(thread);
+    }
+    KiUnlockDispatcher(old);
+}
 
 /* ---- The end of a thread. Its stack is given back by the reaper (ps), once it has left it for good. */
 NORETURN void KiTerminateCurrent(void) {
