@@ -26,11 +26,16 @@ typedef struct _PE_HEADERS {
 } PE_HEADERS;
 #define DIRECTORY_EXPORT 0
 #define DIRECTORY_IMPORT 1
+#define DIRECTORY_EXCEPTION 3
 
 typedef struct _EXPORT_DIRECTORY {
     ULONG Characteristics, TimeDateStamp, Version, Name, Base, NumberOfFunctions, NumberOfNames;
     ULONG AddressOfFunctions, AddressOfNames, AddressOfNameOrdinals;
 } EXPORT_DIRECTORY;
+
+typedef struct _RUNTIME_FUNCTION {
+    ULONG Begin, End, UnwindInfo;
+} RUNTIME_FUNCTION;
 
 typedef struct _IMPORT_DESCRIPTOR {
     ULONG OriginalFirstThunk, TimeDateStamp, ForwarderChain, Name, FirstThunk;
@@ -248,6 +253,14 @@ static void LdrpBindImports(UCHAR *base) {
     }
 }
 
+/* Looks through an image's unwind data once, as the table of functions is looked through for exceptions: from then on it
+ * is in RAM until it is trimmed. */
+static void LdrpCheckFunctionTable(UCHAR *base) {
+    DIRECTORY_RANGE range = LdrpHeaders(base)->Directory[DIRECTORY_EXCEPTION];
+    RUNTIME_FUNCTION *table = (RUNTIME_FUNCTION *)(base + range.Rva);
+    for (ULONG n = 0; n < range.Size / sizeof *table; n++) (void)*(volatile ULONG *)(base + table[n].UnwindInfo);
+}
+
 static void LdrpInsert(LDR_DATA_TABLE_ENTRY *entry, UCHAR *base, UNICODE_STRING full_name) {
     PE_HEADERS *headers = LdrpHeaders(base);
     PWSTR text = (PWSTR)full_name.Buffer;
@@ -257,6 +270,7 @@ static void LdrpInsert(LDR_DATA_TABLE_ENTRY *entry, UCHAR *base, UNICODE_STRING 
     entry->EntryPoint = base + headers->AddressOfEntryPoint;
     entry->SizeOfImage = headers->SizeOfImage;
     entry->TimeDateStamp = headers->TimeDateStamp;
+    LdrpCheckFunctionTable(base);
     entry->FullDllName = full_name;
     entry->BaseDllName.Buffer = (void *)(text + start);
     entry->BaseDllName.Length = full_name.Length - (USHORT)(start * 2);

@@ -13,7 +13,9 @@ from rich.table import Table
 
 Value: TypeAlias = "str | int | float | bool | datetime | Sequence[Value] | Mapping[str, Value] | None"
 
-out = Console(highlight=False, soft_wrap=True)
+_PIPED_WIDTH = 1000  # where no terminal limits the line: a row stays one line for grep and awk
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 err = Console(stderr=True, highlight=False)
 
 
@@ -57,7 +59,8 @@ def print_rows(rows: Iterable[Mapping[str, Value]], *, as_json: bool, columns: S
     for row in rows:
         if first:
             for column in columns:
-                table.add_column(column, justify="right" if _is_number(row.get(column)) else "left", overflow="fold")
+                number = _is_number(row.get(column))
+                table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
             first = False
         table.add_row(*(_cell(row.get(column)) for column in columns))
     if first:
