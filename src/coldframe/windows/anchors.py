@@ -32,6 +32,8 @@ _CHUNK = 64 << 20
 _KPCR_SPAN = 0x10000  # how much of a KPCR is searched for the kernel's CR3
 _MOST_ENTRIES = 1 << 24  # page-table entries read in search of the kernel's headers
 _MOST_CANDIDATES = 256
+_LONGEST_RECORD = 64  # of an RSDS record of the kernel: 24 bytes and a short name
+_SYSTEM = b"System".ljust(15, b"\0")  # EPROCESS.ImageFileName of the System process
 _KUSER_SLOT = KUSER_SHARED_DATA >> 39 & 511
 # The low stub, by which a processor is started: `_PROCESSOR_START_BLOCK` of the HAL, which no public PDB describes.
 # A jump at 0, CompletionFlag 1, LmTarget (an address in the kernel) at 0x70, CR3 at 0xA0; as PCILeech and memflow read
@@ -223,12 +225,12 @@ def kernel_image(search: Search) -> Found:
             search.fail("kernel's PE", f"{identity} is in memory, but {symbols}")
             continue
         types = symbols.types
-        name, _ = types.field("_EPROCESS", "ImageFileName")
-        table, _ = types.field("_EPROCESS", "Pcb.DirectoryTableBase")
-        pid, _ = types.field("_EPROCESS", "UniqueProcessId")
+        name = types.offset("_EPROCESS", "ImageFileName")
+        table = types.offset("_EPROCESS", "Pcb.DirectoryTableBase")
+        pid = types.offset("_EPROCESS", "UniqueProcessId")
         dtbs = (
-            search.physical.u64(place - name + table) & FRAME
-            for place in _find(search, re.compile(rb"System\0{9}"))
+            _word(search, place - name + table) & FRAME
+            for place in _find(search, _SYSTEM)
             if _word(search, place - name + pid) == 4 and _word(search, place - name + table)
         )
         found = _from_tables(search, f"System process by the types of {identity.name}", dtbs)
@@ -245,22 +247,26 @@ def _word(search: Search, address: int) -> int:
 
 
 def _records(search: Search) -> Iterator[PdbIdentity]:
-    names = b"|".join(re.escape(name.encode()) for name in sorted(KERNEL_PDBS))
-    for place in _find(search, re.compile(rb"RSDS[\0-\xff]{20}(?:" + names + rb")\0", re.IGNORECASE)):
-        identity = parse_rsds(search.physical.read(place, 64).partition(b".pdb\0")[0] + b".pdb\0")
-        if identity is not None:
+    for place in _find(search, b"RSDS"):
+        try:
+            identity = parse_rsds(search.physical.read(place, _LONGEST_RECORD))
+        except UnreadableMemoryError:
+            continue
+        if identity is not None and identity.name.lower() in KERNEL_PDBS:
             yield identity
 
 
-def _find(search: Search, pattern: re.Pattern[bytes]) -> Iterator[int]:
-    for run in search.physical.runs:
-        for start in range(0, run.size, _CHUNK):
-            size = min(run.size - start, _CHUNK + 0x100)
+def _find(search: Search, text: bytes) -> Iterator[int]:
+    """Where `text` is in physical memory, at multiples of four bytes (compilers and the pool align what is sought)."""
+    head = np.uint32(int.from_bytes(text[:4], "little"))
+    for address, pages in _pages(search):
+        for place in np.flatnonzero(pages.reshape(-1).view(np.uint32) == head):
+            start = address + 4 * int(place)
             try:
-                data = search.physical.view(run.start + start, size).data
+                if search.physical.read(start, len(text)) == text:
+                    yield start
             except UnreadableMemoryError:
                 continue
-            yield from (run.start + start + match.start() for match in pattern.finditer(data))
 
 
 def _pages(search: Search) -> Iterator[tuple[int, NDArray[np.uint64]]]:
