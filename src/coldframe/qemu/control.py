@@ -427,16 +427,14 @@ class Control:
         if with_running:
             self.resume()
 
-    def release(self, let_run: bool) -> None:
-        """Remove every breakpoint and let the guest run, or leave it paused."""
-        self._unsettled = True
+    def release(self) -> None:
+        """Remove every breakpoint and leave the guest paused; nothing else may be called after it.
+
+        No detach packet: QEMU 7.2 crashes when the guest stops between that and the end of the gdbstub.
+        """
+        self._forget()
         self._stub.resynchronise()
-        for point in list(self._breakpoints):
-            self._stub.ask(b"z" + point.packet[1:])
+        self._stub.ask_all(*(b"z" + point.packet[1:] for point in self._breakpoints))
         self._breakpoints.clear()
         self._code.clear()
-        self._unsettled = False
-        self.running = let_run
-        self._forget()
-        if let_run:
-            self._stub.ask(b"D;%x" % self._stub.threads[0].process)
+        self.running = False

@@ -119,15 +119,10 @@ class GdbStub:
         """Send one request and return its answer."""
         return self.ask_all(request)[0]
 
-    def drop_leftovers(self) -> None:
-        """Remove the breakpoints of an earlier client that died; the guest runs for a moment."""
-        self.ask(b"D;1")
-        self.resynchronise(packet(b"vAttach;1"))
-
-    def resynchronise(self, before: bytes = b"") -> None:
+    def resynchronise(self) -> None:
         """Bring the connection from any state to "stopped and idle": whatever was under way is dropped."""
         self.broken_off = True
-        self.packets.send(RESYNC + before + packet(b"qC"))  # a question that is asked nowhere else
+        self.packets.send(RESYNC + packet(b"qC"))  # a question that is asked nowhere else
         deadline = time.monotonic() + _TIMEOUT
         while (answer := self.packets.receive(max(0.0, deadline - time.monotonic()))) is not None:
             if answer.startswith(b"QC"):

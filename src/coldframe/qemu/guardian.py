@@ -66,26 +66,27 @@ def wait_for_end(control: int, gdb: int, parent: int, qemu: int) -> set[bytes] |
             return breakpoints  # coldframe has ended; a child that it forked keeps the pipe open
 
 
-def free_guest(gdb: socket.socket, breakpoints: set[bytes], was_running: bool) -> None:
-    """Stop the guest, remove the breakpoints, let it run if it did."""
+def ask(gdb: socket.socket, data: bytes, answer: bytes) -> None:
+    """Send to the gdbstub and wait for an answer."""
     gdb.setblocking(True)
     gdb.settimeout(TIMEOUT)
+    gdb.sendall(data)
+    received = b""
+    while answer not in received:
+        part = gdb.recv(1 << 16)
+        if not part:
+            raise OSError("QEMU closed the gdbstub")
+        received = received[-16:] + part
 
-    def ask(data: bytes, answer: bytes) -> None:
-        gdb.sendall(data)
-        received = b""
-        while answer not in received:
-            part = gdb.recv(1 << 16)
-            if not part:
-                raise OSError("QEMU closed the gdbstub")
-            received = received[-16:] + part
 
-    # \x03 stops a running guest, #00 ends a packet that was cut off; an idle gdbstub ignores both. qC, which coldframe
-    # never asks, tells that everything before it has been answered.
+def remove_breakpoints(gdb: socket.socket, breakpoints: set[bytes]) -> None:
+    """Stop the guest and remove the breakpoints.
+
+    An interrupt stops a running guest, `#00` ends a packet that was cut off; an idle gdbstub ignores both. `qC`, which
+    coldframe asks only to the same end, tells that everything before it has been answered.
+    """
     removals = [b"z" + point[1:] for point in sorted(breakpoints)]
-    ask(b"\x03#00" + b"".join(map(packet, [*removals, b"qC"])), b"$QC")
-    if was_running:
-        ask(packet(b"D;1"), b"$OK")  # removes every breakpoint that QEMU knows, and lets the guest run
+    ask(gdb, b"\x03#00" + b"".join(map(packet, [*removals, b"qC"])), b"$QC")
 
 
 def close_stub(monitor: socket.socket, close: bool, was_running: bool) -> None:
@@ -118,6 +119,21 @@ def close_stub(monitor: socket.socket, close: bool, was_running: bool) -> None:
             execute("cont", "guardian-3")
 
 
+def by_virsh(domain: str, close: bool, was_running: bool) -> bool:
+    """The same through libvirt; False when virsh is missing or fails."""
+    lines = (["gdbserver none"] if close else []) + (["cont"] if was_running else [])
+    try:
+        return not any(
+            subprocess.run(
+                ["virsh", "qemu-monitor-command", "--hmp", domain, line], check=False, timeout=TIMEOUT,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            ).returncode
+            for line in lines
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def main() -> None:
     """Wait, and clean up when coldframe is gone without having done so."""
     control, gdb, qmp, parent, qemu = map(int, sys.argv[1:6])
@@ -127,16 +143,12 @@ def main() -> None:
     if breakpoints is None:
         return
     with contextlib.suppress(OSError):
-        free_guest(socket.socket(fileno=gdb), breakpoints, was_running)
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        remove_breakpoints(stub := socket.socket(fileno=gdb), breakpoints)
+    with contextlib.suppress(OSError):
         if qmp >= 0:
             close_stub(socket.socket(fileno=qmp), close, was_running)
-        elif close and domain:
-            subprocess.run(
-                ["virsh", "qemu-monitor-command", "--hmp", domain, "gdbserver none"],
-                check=False, timeout=TIMEOUT,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+        elif not by_virsh(domain, close, was_running) and was_running:
+            ask(stub, packet(b"D;1"), b"$OK")  # lets the guest run
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ class VirtualMachine:
 
     def _open_control(self) -> Control:
         passes = isinstance(self._monitor, QmpClient)
-        connection, start = stub_setup.prepare(self._monitor, can_pass_descriptors=passes)
         status = self._status()
+        connection, start = stub_setup.prepare(self._monitor, can_pass_descriptors=passes)
         was_running = status == "running" or (connection.stale and status == "debug")  # its debugger died
         try:
             if self._guarded:
@@ -186,8 +186,6 @@ class VirtualMachine:
             stub_setup.wait_stopped(self._monitor)
             stub = GdbStub(connection.socket)
             stub.resynchronise()
-            if connection.stale:
-                stub.drop_leftovers()
             stub.greet()
         except BaseException:
             connection.socket.close()
@@ -260,7 +258,7 @@ class VirtualMachine:
             if self._control is not None and self._connection is not None:
                 control, self._control = self._control, None
                 try:
-                    control.release(self.was_running)
+                    control.release()
                     self._connection.socket.close()
                     self._close_stub(self._connection, self.was_running)
                 except GuestGoneError:

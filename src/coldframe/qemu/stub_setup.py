@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coldframe.errors import CapabilityError, GuestGoneError
+from coldframe.qemu.gdbstub import GdbStub
 from coldframe.qemu.qmp import Monitor, QmpCommandError
 
 _NAME = "coldframe-gdb"
@@ -58,12 +59,26 @@ def prepare(monitor: Monitor, *, can_pass_descriptors: bool) -> tuple[StubConnec
             if not name.startswith("disconnected:"):
                 raise CapabilityError(f"another debugger is connected to the gdbstub of this virtual machine at {name}")
             return _users_stub(name)
+    way = _by_descriptor if can_pass_descriptors else _by_path
     if stale:
         with contextlib.suppress(QmpCommandError):
             monitor.execute("chardev-remove", {"id": _NAME})
-    if can_pass_descriptors:
-        return _by_descriptor(monitor, stale)
-    return _by_path(monitor, stale)
+        _drop_leftovers(monitor, *way(monitor, stale))
+    return way(monitor, stale)
+
+
+def _drop_leftovers(monitor: Monitor, connection: StubConnection, start: Callable[[], None]) -> None:
+    """Remove the breakpoints of a client that died: detaching does. The guest runs for a moment.
+
+    After a detach the connection must not be used any more: QEMU 7.2 crashes when it stops without an attached process.
+    """
+    with connection.socket:
+        start()
+        wait_stopped(monitor)
+        stub = GdbStub(connection.socket)
+        stub.resynchronise()
+        stub.ask(b"D;1")
+    monitor.monitor("gdbserver none")
 
 
 def _by_descriptor(monitor: Monitor, stale: bool) -> tuple[StubConnection, Callable[[], None]]:
