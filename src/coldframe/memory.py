@@ -218,6 +218,21 @@ class PhysicalMemory:
             readable[row] = True
         return out, readable
 
+    def contains_many(self, addresses: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of n addresses have memory, shape (n,)."""
+        return self.contains_spans(addresses, 1)
+
+    def contains_spans(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.bool_]:
+        """At which of n addresses `size` bytes lie within one run, shape (n,)."""
+        if not self.runs:
+            return np.zeros(len(addresses), dtype=np.bool_)
+        index = np.searchsorted(self._start_array, addresses, side="right").astype(np.int64) - 1
+        ends = self._end_array[np.maximum(index, 0)]
+        found: NDArray[np.bool_] = (
+            (index >= 0) & (addresses < ends) & (ends >= np.uint64(size)) & (addresses <= ends - np.uint64(size))
+        )
+        return found
+
     def check_writable(self, address: int, size: int) -> None:
         """Raise what `write` of `size` bytes at `address` would raise before it writes anything."""
         for run, _, _ in self._pieces(address, size):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from builder.image import GB, MB, PAGE, ImageBuilder, pattern
 from coldframe.paging.page import PagefileSlot, State, SubsectionPage, Via
-from coldframe.paging.sources import VadPage
+from coldframe.paging.sources import VadPage, VadRange
 from coldframe.symbols.model import BitField
 
 VIRTUAL_STORE = 2
@@ -48,6 +48,19 @@ class ListedVads:
                 vad = 0xFFFF9A0000700000 + 0x100 * number
                 return VadPage(vad, start, end, private, self.prototypes.get(page), "a VAD of the test")
         return None
+
+    def vad_ranges(self) -> list[VadRange]:
+        out = []
+        for number, (start, end, private) in enumerate(self.ranges):
+            runs: list[tuple[int, int, int]] = []
+            for page in sorted(page for page in self.prototypes if start <= page < end and not private):
+                pointer = self.prototypes[page]
+                if runs and page == runs[-1][0] + PAGE * runs[-1][2] and pointer == runs[-1][1] + 8 * runs[-1][2]:
+                    runs[-1] = (runs[-1][0], runs[-1][1], runs[-1][2] + 1)
+                else:
+                    runs.append((page, pointer, 1))
+            out.append(VadRange(0xFFFF9A0000700000 + 0x100 * number, start, end, private, tuple(runs)))
+        return out
 
 
 @dataclass

@@ -409,10 +409,17 @@ class WindowsBuilder(ImageBuilder):
         pages = [array + entry * index for array, count in zip(arrays, counts, strict=True) for index in range(count)]
         return area, places, pages
 
+    def _tagged(self, name: str, tag: bytes, behind: int = 0) -> int:
+        """A structure in a pool block with its tag, `behind` bytes after it."""
+        header = self.types.size("_POOL_HEADER")
+        address = self.allocate_pool(header + self.types.size(name) + behind) + header
+        self.write_struct("_POOL_HEADER", address - header, {"PoolTag": int.from_bytes(tag, "little")})
+        return address
+
     def add_private_vad(self, process: BuiltProcess, start: int, pages: int, protection: int = 4) -> BuiltVad:
         """A private VAD: only the short structure, with other allocations' bytes behind it."""
-        address = self.allocate_pool(self.types.size("_MMVAD_SHORT") + 0x80)
-        self.write(address, b"\0" * self.types.size("_MMVAD_SHORT") + b"\xee" * 0x80)
+        address = self._tagged("_MMVAD_SHORT", b"VadS", 0x80)
+        self.write(address + self.types.size("_MMVAD_SHORT"), b"\xee" * 0x80)
         vad = BuiltVad(start, start + pages * PAGE, True, protection, 0, None, address)
         self._write_vad(vad, "_MMVAD_SHORT", "")
         process.vads.append(vad)
@@ -436,7 +443,7 @@ class WindowsBuilder(ImageBuilder):
         first = 0
         while first + 1 < len(pages) and pages[first + 1] == pages[first] + self.types.size("_MMPTE"):
             first += 1
-        address = self.allocate_struct("_MMVAD")
+        address = self._tagged("_MMVAD", b"Vad ")
         vad = BuiltVad(
             start, start + len(pages) * PAGE, False, protection, 2 if image else 0, file, address, pages, subsections
         )

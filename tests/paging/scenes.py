@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+
 from builder import (
     LAYOUTS,
     PAGE,
@@ -18,7 +20,18 @@ from builder import (
     kernel_files,
 )
 from coldframe.errors import UnreadableMemoryError
-from coldframe.paging import FORMATS, AddressSpace, PoolAddresses, PteLayout, Resolver
+from coldframe.paging import (
+    FORMATS,
+    AddressSpace,
+    BulkResolver,
+    Page,
+    PageArrays,
+    PoolAddresses,
+    PteLayout,
+    Resolver,
+    State,
+)
+from coldframe.paging.bulk import NOWHERE, STATES, VIAS
 from coldframe.symbols.model import Types
 
 KERNELS = {path.name.split(".")[0]: path for path in kernel_files()}
@@ -104,3 +117,52 @@ def differences(built: Scene, resolver: Resolver) -> list[str]:
         if resolver.translate(case.dtb, case.address + offset, built.vads) != page.physical:
             wrong.append(f"{case.name}: translate and resolve differ")
     return wrong
+
+
+def row_of(pages: PageArrays, address: int) -> int | None:
+    """The row that covers `address`."""
+    row = int(np.searchsorted(pages.address, np.uint64(address), side="right")) - 1
+    if row < 0 or address - int(pages.address[row]) >= int(pages.size[row]):
+        return None
+    return row
+
+
+def bulk_difference(page: Page, pages: PageArrays) -> str:
+    """How its row and the single resolver's page differ; empty where they agree."""
+    address = page.address
+    row = row_of(pages, address)
+    if row is None:
+        nothing = page.state is State.UNMAPPED and page.reason.startswith("nothing is mapped")
+        return "" if nothing else f"{address:#x}: no row, and {page}"
+    if page.supplied:
+        return "" if STATES[pages.state[row]] is page.state else f"{address:#x}: another state"
+    into = address - int(pages.address[row])
+    physical = int(pages.physical[row])
+    found = (
+        STATES[pages.state[row]],
+        {via for number, via in enumerate(VIAS) if pages.via[row] >> number & 1},
+        None if physical == NOWHERE else physical + into,
+        (int(pages.number[row]), int(pages.offset[row])) if page.pagefile else None,
+        int(pages.subsection[row]) if page.subsection else None,
+        bool(pages.readable[row]),
+    )
+    expected = (
+        page.state,
+        set(page.via),
+        page.physical,
+        (page.pagefile.number, page.pagefile.offset) if page.pagefile else None,
+        page.subsection.address if page.subsection else None,
+        page.readable,
+    )
+    return "" if found == expected else f"{address:#x}: {found} in bulk, {expected} singly ({page.reason})"
+
+
+def bulk_differences(built: Scene, resolver: Resolver) -> list[str]:
+    """What the bulk resolver finds of the built pages otherwise than the single one."""
+    bulk = BulkResolver(resolver)
+    halves = {
+        built.dtb: bulk.pages(built.dtb, built.vads),
+        built.builder.kernel_dtb: bulk.kernel_pages(built.builder.kernel_dtb),
+    }
+    pages = [(case.dtb, resolver.resolve(case.dtb, case.address + 0x358, built.vads)) for case in built.cases]
+    return [text for dtb, page in pages if (text := bulk_difference(page, halves[dtb]))]

@@ -108,7 +108,7 @@ RULES = {
         ("VADs have no prototypes", "if vad.prototype_pte is not None:", "if False:"),
     ],
     "_slot": [
-        ("the store has no number", "number == store", "False"),
+        ("the store has no number", "number == self.store_number()", "False"),
         ("offsets in a paging file are pages", "* PAGE_SIZE", "* 1"),
     ],
 }

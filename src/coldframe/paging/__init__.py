@@ -1,10 +1,19 @@
 """Page tables: hardware formats as data, PTE layouts from the kernel's types, and the resolver of every page state."""
 
+from coldframe.paging.bulk import BulkResolver, Census, PageArrays
 from coldframe.paging.formats import FORMATS, Level, PageTableFormat
 from coldframe.paging.layout import Bits, PoolAddresses, PteLayout
 from coldframe.paging.page import Page, PagefileSlot, State, Step, SubsectionPage, Via
 from coldframe.paging.resolver import Resolver
-from coldframe.paging.sources import DescribesSubsections, FindsVads, NamesPagingFiles, PageSource, VadPage
+from coldframe.paging.sources import (
+    DescribesSubsections,
+    FindsVads,
+    ListsVads,
+    NamesPagingFiles,
+    PageSource,
+    VadPage,
+    VadRange,
+)
 from coldframe.paging.space import AddressSpace
 from coldframe.paging.swizzle import mask_from_physical_bits, unswizzle
 
@@ -12,11 +21,15 @@ __all__ = [
     "FORMATS",
     "AddressSpace",
     "Bits",
+    "BulkResolver",
+    "Census",
     "DescribesSubsections",
     "FindsVads",
     "Level",
+    "ListsVads",
     "NamesPagingFiles",
     "Page",
+    "PageArrays",
     "PageSource",
     "PageTableFormat",
     "PagefileSlot",
@@ -27,6 +40,7 @@ __all__ = [
     "Step",
     "SubsectionPage",
     "VadPage",
+    "VadRange",
     "Via",
     "mask_from_physical_bits",
     "unswizzle",

@@ -59,6 +59,11 @@ class PageTableFormat:
         """
         return 1 << (self.address_bits - 1) if self.canonical else 0xC0000000
 
+    @property
+    def kernel_start(self) -> int:
+        """The first address that may be the kernel's."""
+        return (1 << 64) - (1 << (self.address_bits - 1)) if self.canonical else 0x80000000
+
     def is_canonical(self, address: int) -> bool:
         """Whether the processor would walk for `address` at all."""
         if self.canonical:

@@ -110,14 +110,15 @@ class Resolver:
         """Make every translation kept from now on a new one; whoever lets the guest run calls this."""
         self.epoch += 1
 
-    def resolve(self, dtb: int, address: int, vads: FindsVads | None = None) -> Page:
+    def resolve(self, dtb: int, address: int, vads: FindsVads | None = None, *, depth: int = 0) -> Page:
         """The page of `address` in the address space of `dtb`, with every entry read on the way.
 
         `vads` are the VADs of the process; without them, pages that only the VAD tree tells of are `unmapped`, and
-        the reason says so. Raises nothing for any content of the guest's memory; `GuestGoneError` when the guest ends.
+        the reason says so. `depth` is how many prototype PTEs this address itself lies behind. Raises nothing for any
+        content of the guest's memory; `GuestGoneError` when the guest ends.
         """
         notes = Notes(address)
-        page = notes.page(self._walk(dtb, address, vads, notes))
+        page = notes.page(self._walk(dtb, address, vads, notes, depth))
         if page.readable or self.supplied(page) is None:
             return page
         return replace(page, supplied=True, reason="", hole=0)
@@ -129,6 +130,17 @@ class Resolver:
             return None
         held = self._ask(MAX_DEPTH, lambda: pages.read_page(page))
         return held if held is not None and len(held) == PAGE_SIZE else None
+
+    def supplied_table(self, address: int, value: int) -> bytes | None:
+        """The table that the (unswizzled) paging-file entry `value` names, on the way to `address`; likewise."""
+        if self.pages is None or self.layout is None:
+            return None
+        state, slot = self._slot(value, self.layout)
+        return self.supplied(Page(address, state, via=(Via.PAGED_TABLE,), pagefile=slot))
+
+    def store_number(self) -> int | None:
+        """The paging-file number that stands for the compressed store, asked for where it is to be asked for."""
+        return self._ask(1, self.virtual_store) if callable(self.virtual_store) else self.virtual_store
 
     def _ask(self, most: int, question: Callable[[], Answer | None]) -> Answer | None:
         """The answer of a page source or describer, or None.
@@ -152,9 +164,12 @@ class Resolver:
         answer = self._walk(dtb, address, vads, None)
         return answer if answer >= 0 else None
 
-    def locate(self, dtb: int, address: int, vads: FindsVads | None = None) -> int:
-        """As `translate`, but `ZERO` for a page promised to read as zeros, and `ABSENT` for any other without RAM."""
-        return self._walk(dtb, address, vads, None)
+    def locate(self, dtb: int, address: int, vads: FindsVads | None = None, *, depth: int = 0) -> int:
+        """As `translate`, but `ZERO` for a page promised to read as zeros, and `ABSENT` for any other without RAM.
+
+        `depth` is how many prototype PTEs this address lies behind.
+        """
+        return self._walk(dtb, address, vads, None, depth)
 
     def _walk(self, dtb: int, address: int, vads: FindsVads | None, notes: Notes | None, depth: int = 0) -> int:
         """Walk the tables; a physical address, `ZERO` or `ABSENT`. The one algorithm."""
@@ -263,7 +278,7 @@ class Resolver:
         if notes is None and self.pages is None:
             return ABSENT
         state, slot = self._slot(value, layout)
-        held = self.supplied(Page(asked.address, state, via=(Via.PAGED_TABLE,), pagefile=slot))
+        held = self.supplied_table(asked.address, value)
         if notes is not None:
             notes.passes(Via.PAGED_TABLE)
             notes.steps.append(self._invalid_step(entry, value, f"table in {self._place(state, slot)}"))
@@ -456,8 +471,7 @@ class Resolver:
 
     def _slot(self, value: int, layout: PteLayout) -> tuple[State, PagefileSlot]:
         number = layout.page_file_low.get(value)
-        store = self._ask(1, self.virtual_store) if callable(self.virtual_store) else self.virtual_store
-        state = State.COMPRESSED if number == store else State.PAGEFILE
+        state = State.COMPRESSED if number == self.store_number() else State.PAGEFILE
         return state, PagefileSlot(number, layout.page_file_high.get(value) * PAGE_SIZE)
 
     def _place(self, state: State, slot: PagefileSlot) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,29 @@ class FindsVads(Protocol):
 
     def vad_page(self, address: int) -> VadPage | None:
         """The VAD that holds user address `address`, or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VadRange:
+    """A VAD as the bulk resolver wants it: the range `start` to `end` at once.
+
+    `prototypes` are runs of pages whose prototype PTEs stand side by side: (address of the first page, kernel-virtual
+    address of its prototype PTE, number of pages). A view of one subsection has one run, others one a subsection.
+    """
+
+    vad: int
+    start: int
+    end: int
+    private: bool
+    prototypes: tuple[tuple[int, int, int], ...] = ()
+
+
+class ListsVads(Protocol):
+    """The VADs of one process, all of them."""
+
+    def vad_ranges(self) -> Iterable[VadRange]:
+        """Each VAD once; they do not overlap."""
         ...
 
 

@@ -1,0 +1,129 @@
+"""A whole address space at once says of every page what the single resolver says of it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenes import bulk_difference, every_scene, row_of, scene
+from test_resolver import built, random_memory
+
+from builder import GB, MB, PAGE, ImageBuilder, pattern
+from builder.states import ListedVads
+from coldframe.errors import FormatError
+from coldframe.paging import FORMATS, BulkResolver, Resolver, State, VadPage, VadRange
+
+
+def test_every_row_is_what_the_single_resolver_says():
+    guest, resolver = scene(*every_scene()[0])
+    for dtb, vads, pages in (
+        (guest.dtb, guest.vads, BulkResolver(resolver).pages(guest.dtb, guest.vads)),
+        (guest.builder.kernel_dtb, None, BulkResolver(resolver).kernel_pages(guest.builder.kernel_dtb)),
+    ):
+        assert len(pages) > 50
+        chosen = random.Random(1).sample(range(len(pages)), min(len(pages), 1500))
+        for row in chosen:
+            for into in (0, int(pages.size[row]) - PAGE):
+                address = int(pages.address[row]) + into
+                assert row_of(pages, address) == row
+                assert not bulk_difference(resolver.resolve(dtb, address, vads), pages)
+
+
+def test_rows_are_in_order_and_do_not_overlap():
+    guest, resolver = scene(*every_scene()[0])
+    pages = BulkResolver(resolver).pages(guest.dtb, guest.vads)
+    assert (pages.address[:-1] + pages.size[:-1] <= pages.address[1:]).all()
+
+
+def test_a_census_counts_each_page_once():
+    builder, resolver = built()
+    dtb = builder.kernel_dtb
+    for index in range(5):
+        builder.map(dtb, 0x10000 + index * PAGE, pattern(index))
+    builder.set_entry(dtb, 0x15000, builder.transition(builder.allocate_page()))
+    builder.set_entry(dtb, 0x16000, builder.paged(0, 0x1000))
+    builder.map(dtb, 0x40000000, size=2 * MB)
+    vads = ListedVads([(0x80000000, 0x80000000 + GB, True), (0x10000, 0x20000, True)])
+    census = BulkResolver(resolver).pages(dtb, vads).census()
+    assert census.pages[State.VALID] == 5 + 512
+    assert census.pages[State.TRANSITION] == census.pages[State.PAGEFILE] == 1
+    assert census.pages[State.DEMAND_ZERO] == GB // PAGE + 16 - 7
+    assert census.readable == sum(census.pages.values()) - 1
+    assert census.unreadable == 1
+
+
+class RangedVads:
+    """A few VADs between `start` and `end`, at random, told page by page and as ranges."""
+
+    def __init__(self, chance: random.Random, start: int, end: int, builder: ImageBuilder) -> None:
+        pool, self.entry = builder.shape.pool, builder.shape.entry
+        self.ranges: list[VadRange] = []
+        cuts = sorted(chance.randrange(start, end, PAGE) for _ in range(8))
+        for low, high in zip(cuts[::2], cuts[1::2], strict=True):
+            stop = min(high, low + 64 * PAGE)
+            runs, at = [], low
+            while at < stop and chance.random() < 0.8:
+                count = min(chance.randrange(1, 20), (stop - at) // PAGE)
+                runs.append((at, pool + self.entry * chance.randrange(2048) + chance.choice([0, 0, 0, 2]), count))
+                at += PAGE * (count + chance.choice([0, 0, 3]))
+            self.ranges.append(VadRange(pool, low, stop, chance.random() < 0.4, tuple(runs)))
+
+    def vad_ranges(self) -> list[VadRange]:
+        return self.ranges
+
+    def vad_page(self, address: int) -> VadPage | None:
+        for vad in self.ranges:
+            if vad.start <= address < vad.end:
+                pointer = None
+                for start, first, count in vad.prototypes:
+                    if start <= address < start + count * PAGE:
+                        pointer = first + (address - start) // PAGE * self.entry
+                return VadPage(vad.vad, vad.start, vad.end, vad.private, pointer, "")
+        return None
+
+
+class SomePages:
+    """A page source that has every other page, with random entries in it."""
+
+    def __init__(self, builder) -> None:
+        self.builder = builder
+
+    def read_page(self, page) -> bytes | None:
+        if page.pagefile is None or page.pagefile.offset >> 12 & 1:
+            return None
+        return self.builder.read_physical((page.pagefile.offset >> 13) % 24 * PAGE, PAGE)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 1 << 32), st.sampled_from(list(FORMATS)))
+def test_bulk_and_single_agree_on_random_tables(seed, page_format):
+    builder, resolver, chance = random_memory(seed, page_format)
+    if chance.random() < 0.3:
+        resolver.pages = SomePages(builder)
+    row = FORMATS[page_format]
+    low = row.levels[-2].shift + 1
+    start = chance.randrange(row.user_end) >> low << low
+    end = min(start + (1 << low), row.user_end)
+    vads = RangedVads(chance, start, end, builder)
+    pages = BulkResolver(resolver).pages(builder.kernel_dtb, vads, start=start, end=end)
+    inside = [address for vad in vads.ranges for address in range(vad.start, vad.end, PAGE)]
+    for _ in range(60):
+        anywhere = chance.randrange(start, end, PAGE)
+        address = chance.choice(inside) if inside and chance.random() < 0.3 else anywhere
+        assert not bulk_difference(resolver.resolve(builder.kernel_dtb, address, vads), pages)
+
+
+def test_tables_that_point_to_themselves_end_in_words():
+    builder, resolver = built()
+    root = builder.allocate_page()
+    builder.write_physical(root, (root | 0x67).to_bytes(8, "little") * 512)
+    with pytest.raises(FormatError, match="point to themselves"):
+        BulkResolver(resolver).pages(root)
+
+
+def test_without_the_kernels_types_there_is_no_list():
+    builder, _ = built()
+    with pytest.raises(FormatError, match="types"):
+        BulkResolver(Resolver(builder.physical(), FORMATS["4-level"], None, kernel_dtb=0))
