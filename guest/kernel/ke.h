@@ -49,7 +49,8 @@ FORCEINLINE void KeLowerIrql(KIRQL to) { __set_cr8(to); }
 
 /* Spin locks: raise to DISPATCH_LEVEL and spin with interrupts enabled. Never held across a wait. Recursion deadlocks. */
 FORCEINLINE void KiSpin(KSPIN_LOCK *lock) {
-    while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE)) while (__atomic_load_n(lock, __ATOMIC_RELAXED)) __relax();
+    while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE))
+        for (ULONG n = 1; __atomic_load_n(lock, __ATOMIC_RELAXED); n++) if (!(n & 0xFFF)) __relax(); /* under TCG dear */
 }
 FORCEINLINE void KiUnspin(KSPIN_LOCK *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
 FORCEINLINE KIRQL KeAcquireSpinLock(KSPIN_LOCK *lock) { KIRQL old = KeRaiseIrql(DISPATCH_LEVEL); KiSpin(lock); return old; }
@@ -74,6 +75,10 @@ void KeSleep(ULONG milliseconds);
 void KeYieldThread(void); /* lets others run; returns at once before the scheduler runs */
 ULONG64 KeQueryInterruptTime(void); /* 100 ns since boot */
 ULONG64 KeQuerySystemTime(void); /* 100 ns since 1601 */
+
+/* Of a set of processors whose TLBs have to be flushed, those that cannot wait: the others are idle and will do it, wholly,
+ * before they run anything. Called after the entry has changed. */
+ULONG64 KiDeferFlush(ULONG64 processors);
 
 /* Sends the interrupt whose handler calls MmFlushInterrupt (mm.h), at IPI_LEVEL, to a set of processors. */
 void KiRequestFlush(ULONG64 processors);

@@ -20,6 +20,7 @@ static LIST_ENTRY KiReadyQueue[32]; /* threads by WaitListEntry */
 static LIST_ENTRY KiTimerList; /* waiting threads by Timer.TimerListEntry */
 static BOOLEAN KiQueuesMade;
 static volatile ULONG64 KiIdleMask; /* processors in their idle threads */
+static volatile ULONG64 KiFlushOnWake; /* those of them whose TLBs are stale */
 ULONG64 KiTicks;
 UCHAR KiTerminationPending;
 BOOLEAN KiSchedulerRuns;
@@ -128,6 +129,21 @@ static KTHREAD *KiTakeReady(ULONG number, int at_least) {
     return NULL;
 }
 
+/* An idle processor runs on nothing that is ever unmapped, so its TLB may stay stale until it leaves its idle thread: then it
+ * finds its bit here. Returns the processors that have to be told at once. The boot processor, to which timers come, always is. */
+ULONG64 KiDeferFlush(ULONG64 processors) {
+    __atomic_or_fetch(&KiFlushOnWake, processors & ~1ull, __ATOMIC_SEQ_CST);
+    return processors & ~(__atomic_load_n(&KiIdleMask, __ATOMIC_SEQ_CST) & ~1ull);
+}
+
+static void KiFlushDeferred(ULONG number) {
+    if (!(KiFlushOnWake >> number & 1)) return;
+    __atomic_and_fetch(&KiFlushOnWake, ~(1ull << number), __ATOMIC_SEQ_CST);
+    ULONG64 cr4 = __cr4();
+    __set_cr4(cr4 & ~0x80ull); /* global entries too */
+    __set_cr4(cr4);
+}
+
 void KiSetProcess(KPROCESS *process) {
     KPRCB *prcb = KeGetCurrentPrcb();
     ULONG64 cr3 = process->DirectoryTableBase;
@@ -151,6 +167,7 @@ static void KiSwitchTo(KTHREAD *to) {
     if (!KiKvaShadow) KiCpu[number].Tss->Rsp0 = (ULONG64)to->InitialStack;
     if (to == prcb->IdleThread) __atomic_or_fetch(&KiIdleMask, 1ull << number, __ATOMIC_SEQ_CST);
     else __atomic_and_fetch(&KiIdleMask, ~(1ull << number), __ATOMIC_SEQ_CST);
+    if (from == prcb->IdleThread) KiFlushDeferred(number);
     /* the idle threads stay on whatever page tables they find: all map the kernel alike */
     if (to->ApcState.Process->DirectoryTableBase) KiSetProcess(to->ApcState.Process);
     __set_msr(0xC0000102, (ULONG64)to->Teb);
@@ -241,6 +258,7 @@ void KiRetireDpcs(void) {
     KI_CPU *cpu = &KiCpu[prcb->Number];
     KiStayFrozen();
     KiSpin(&KiDispatcherLock);
+    KiFlushDeferred(prcb->Number); /* before any thread of the queues is looked at */
     if (!prcb->Number && KiSchedulerRuns) KiExpireTimers();
     KTHREAD *thread = prcb->CurrentThread;
     BOOLEAN idle = thread == prcb->IdleThread;

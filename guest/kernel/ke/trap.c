@@ -58,19 +58,21 @@ static void KiAnswerIpi(void) {
     }
 }
 
-/* At DISPATCH_LEVEL, from the DPC interrupt: no spin lock is held here. Interrupts stay off, so nothing of this processor
+/* At DISPATCH_LEVEL, from the DPC interrupt: no spin lock is held here. Only IPIs still come, so nothing of this processor
  * changes memory until it is let go. */
 void KiStayFrozen(void) {
     KI_CPU *cpu = &KiCpu[KeGetCurrentProcessorNumber()];
     if (!KiFreezeLevel || !KeGetCurrentProcessorNumber()) return; /* the owner is on the boot processor */
-    __cli();
+    KIRQL old = KeRaiseIrql(CLOCK_LEVEL);
     cpu->Frozen = TRUE;
-    while (KiFreezeLevel) {
-        if (cpu->IpiRequest) KiAnswerIpi();
-        __relax();
+    for (;;) {
+        __cli();
+        if (!KiFreezeLevel) break;
+        __asm__ volatile("sti; hlt" : : : "memory");
     }
     cpu->Frozen = FALSE;
     __sti();
+    KeLowerIrql(old);
 }
 
 void KiHandleInterrupt(KTRAP_FRAME *frame, ULONG vector) {
@@ -140,6 +142,7 @@ void KeThawExecution(void) {
     KTHREAD *thread = KeGetCurrentThread();
     __atomic_store_n(&KiFreezeLevel, 0, __ATOMIC_SEQ_CST);
     KiFreezeOwner = NULL;
+    for (ULONG i = 1; i < KeNumberProcessors; i++) HalpSendIpi(KiCpu[i].ApicId, VECTOR_IPI);
     for (ULONG i = 1; i < KeNumberProcessors; i++)
         while (KiCpu[i].Frozen) __relax();
     thread->Affinity.Mask = ~0ull;

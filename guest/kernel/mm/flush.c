@@ -35,6 +35,11 @@ void MiFlushTb(ULONG64 Va) {
     Irql = KeRaiseIrql(DISPATCH_LEVEL);
     MiFlushHere(Va);
     Others = ((1ull << KeNumberProcessors) - 1) & ~(1ull << KeGetCurrentProcessorNumber());
+    Others = KiDeferFlush(Others);
+    if (!Others) {
+        KeLowerIrql(Irql);
+        return;
+    }
     while (__atomic_exchange_n(&MiFlushLock, 1, __ATOMIC_ACQUIRE)) {
         __relax();
         MiPollFlush();
