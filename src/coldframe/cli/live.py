@@ -14,6 +14,7 @@ from coldframe.target import attach, open_target
 
 if TYPE_CHECKING:
     from coldframe.debug import Frame
+    from coldframe.trace import Value as Traced
 
 
 def register(app: typer.Typer) -> None:
@@ -93,25 +94,19 @@ def process_of(text: str | None) -> str | int | None:
     return int(text) if text is not None and text.isdecimal() else text
 
 
-def print_event(event: Mapping[str, Value]) -> None:
+def print_event(event: Mapping[str, Traced]) -> None:
     """One call for people: a headline, its arguments, its stack."""
+    from coldframe.trace import argument_text  # noqa: PLC0415 - only a trace needs the tracers
+
     out.print(
         f"[bold]{printable(str(event['function']))}[/bold]  {printable(str(event['process']))} "
         f"({event['pid']}.{event['tid']})  [dim]vCPU {event['vcpu']}[/dim]"
     )
-    arguments = event["arguments"]
-    assert isinstance(arguments, Mapping)
-    for name, value in arguments.items():
-        out.print(f"    {name} = {printable(_shown(value))}")
-    frames = event["stack"]
-    assert not isinstance(frames, str)
-    for frame in frames if isinstance(frames, list | tuple) else ():
-        out.print(f"      [dim]{printable(str(frame))}[/dim]")
-
-
-def _shown(value: Value) -> str:
-    text = str(value)
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    arguments, stack = event["arguments"], event["stack"]
+    for name, value in arguments.items() if isinstance(arguments, dict) else ():
+        out.print(f"    {name:<14} {printable(argument_text(value))}")
+    for frame in stack if isinstance(stack, list) else ():
+        out.print(f"        [dim]{printable(str(frame))}[/dim]")
 
 
 def _frame_row(frame: Frame) -> Mapping[str, Value]:
