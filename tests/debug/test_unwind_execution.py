@@ -10,7 +10,8 @@ import unicorn
 from programs import Program, build
 from unicorn import x86_const as x86
 
-from coldframe.debug.unwind import unwind_frame
+from coldframe.debug.prologue import follows_call, read_prologue, undo_prologue
+from coldframe.debug.unwind import unwind_epilogue, unwind_frame
 from coldframe.debug.unwind_info import REGISTERS, FunctionTable, Op
 
 NONVOLATILE = ("rbx", "rbp", "rsi", "rdi", "r12", "r13", "r14", "r15")
@@ -226,6 +227,13 @@ def check_every_instruction(program: Program, entry: str) -> tuple[int, set[str]
         if code[0] == 0xE8 or (code[0] == 0xFF and code[1] & 0x38 == 0x10) or code[:2] == b"\x41\xff":
             shadow.append(now | {"rip": address + size})
 
+    run(emulated, program, entry, shadow, on_instruction)
+    assert not problems, problems[0]
+    return count, hows, functions
+
+
+def run(emulated: Emulated, program: Program, entry: str, shadow: list[dict[str, int]], on_instruction) -> None:
+    """Execute `entry` to its end, `on_instruction` being called before every instruction."""
     emulated.engine.hook_add(unicorn.UC_HOOK_CODE, on_instruction)
     start = STACK + STACK_SIZE - 0x1008
     emulated.engine.mem_write(start, SENTINEL.to_bytes(8, "little"))
@@ -237,9 +245,7 @@ def check_every_instruction(program: Program, entry: str) -> tuple[int, set[str]
     first = emulated.registers() | {"rip": SENTINEL, "rsp": start + 8}
     shadow.append(first)
     emulated.engine.emu_start(program.base + program.symbols[entry], SENTINEL, count=100_000)
-    assert not problems, problems[0]
     assert emulated.registers()["rip"] == SENTINEL, "the program did not come to its end"
-    return count, hows, functions
 
 
 @pytest.mark.parametrize("flags", [("-O2",), ("-O1",), ("-O0",), ("-Os", "-fno-omit-frame-pointer")], ids=" ".join)
@@ -262,3 +268,39 @@ def test_the_caller_is_found_at_every_instruction_of_chained_and_far_saving_code
     _, hows, functions = check_every_instruction(program, "assembly_entry")
     assert functions >= {"chained_parent", "far", "target"}
     assert "epilogue" in hows
+
+
+@pytest.mark.parametrize("flags", [("-O2",), ("-O1",), ("-O0",)], ids=" ".join)
+def test_the_prologues_instructions_alone_give_the_caller_or_are_refused(tmp_path, flags):
+    program = build(tmp_path, c=C, asm=CHKSTK, flags=flags)
+    emulated = Emulated(program)
+    shadow: list[dict[str, int]] = []
+    answers = {"right": 0, "refused": 0, "wrong": 0}
+
+    def on_instruction(engine: unicorn.Uc, address: int, size: int, _: object) -> None:
+        now = emulated.registers()
+        while shadow and shadow[-1]["rsp"] == now["rsp"] and shadow[-1]["rip"] == address:
+            shadow.pop()
+        code = emulated.read(address, size)
+        if code[0] == 0xE8 or (code[0] == 0xFF and code[1] & 0x38 == 0x10) or code[:2] == b"\x41\xff":
+            name = program.function_at(address)
+            start = program.base + program.symbols[name]
+            state = now | {"rip": address + size}
+            prologue = read_prologue(emulated.read(start, min(address + size - start, 128)))
+            found = undo_prologue(prologue, emulated, state)
+            expected = shadow[-1]
+            if expected["rip"] != SENTINEL:
+                if not follows_call(emulated, found["rip"]):
+                    answers["refused"] += 1
+                else:
+                    same = all(found[name] == expected[name] for name in ("rip", "rsp", *NONVOLATILE))
+                    answers["right" if same else "wrong"] += 1
+            shadow.append(state)
+        elif code[0] == 0xC3:
+            rest = unwind_epilogue(emulated, now, 0)
+            assert rest is not None and rest.registers["rip"] == shadow[-1]["rip"]
+
+    run(emulated, program, "entry", shadow, on_instruction)
+    print(answers)
+    assert not answers["wrong"]
+    assert answers["right"] > 9 * answers["refused"]

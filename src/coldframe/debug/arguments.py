@@ -6,7 +6,7 @@ space (https://learn.microsoft.com/cpp/build/x64-calling-convention).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,22 +25,27 @@ class _Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """`args[i]` is argument number i (from 0) as an unsigned 64-bit number; setting it changes the guest.
+    """`args[i]` is argument number i (from 0) as an unsigned number; setting it changes the guest.
 
-    Right only before the function's first instruction has run. Reading raises `UnreadableMemoryError` where the stack
-    is not in RAM. Setting writes one register or eight bytes of stack; on error nothing was written.
+    `widths` are the arguments' sizes in bits as far as they are known: a 32-bit argument's slot has arbitrary bits
+    above it, which are taken away; what is not known has 64. Right only before the function's first instruction has
+    run. Reading raises `UnreadableMemoryError` where the stack is not in RAM. Setting writes one register or eight
+    bytes of stack; on error nothing was written.
     """
 
     registers: Mapping[str, int]
     memory: _Memory
     put: Callable[[Mapping[str, int]], None]
+    widths: Sequence[int] = ()
 
     def __getitem__(self, index: int) -> int:
         if not 0 <= index < MOST_ARGUMENTS:
             raise IndexError(f"argument {index}: expected 0 to {MOST_ARGUMENTS - 1}")
         if index < len(_BY_REGISTER):
-            return self.registers[_BY_REGISTER[index]]
-        return int.from_bytes(self.memory.read(self._slot(index), 8), "little")
+            value = self.registers[_BY_REGISTER[index]]
+        else:
+            value = int.from_bytes(self.memory.read(self._slot(index), 8), "little")
+        return value & (1 << self.widths[index]) - 1 if index < len(self.widths) else value
 
     def __setitem__(self, index: int, value: int) -> None:
         if not 0 <= index < MOST_ARGUMENTS:

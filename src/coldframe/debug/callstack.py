@@ -14,7 +14,8 @@ from coldframe.capabilities import ReadsMemory
 from coldframe.debug.current import current_thread
 from coldframe.debug.modules import ModuleFinder
 from coldframe.debug.names import Names
-from coldframe.debug.unwind import Unwound, unwind_frame
+from coldframe.debug.prologue import LONGEST_PROLOGUE, follows_call, read_prologue, undo_prologue
+from coldframe.debug.unwind import Unwound, unwind_epilogue, unwind_frame
 from coldframe.debug.unwind_info import REGISTERS, FunctionTable
 from coldframe.errors import ColdframeError, FormatError, UnreadableMemoryError
 from coldframe.windows.guest import Guest
@@ -24,6 +25,7 @@ from coldframe.windows.process import Process, Thread
 MOST_FRAMES = 512
 _KERNEL = 1 << 63
 _PAGE = 4096
+_LARGEST_FUNCTION = 1 << 20
 _SWITCH_SLOTS = 24
 """How many slots above `_KTHREAD.KernelStack` the return into KiSwapContext may lie."""
 
@@ -33,8 +35,9 @@ class Frame:
     """One function on a call stack.
 
     `address` is where control is in it (for all but the first frame, where it will return to), `return_address` where
-    in its caller it returns to (None in the last frame). `how` is the way from this frame to the next ("unwind data",
-    "leaf", "epilogue", "machine frame", "trap frame"), in the last frame why the walk ended.
+    in its caller it returns to (None in the last frame). `how` is the way from this frame to the next: "unwind data",
+    "leaf", "epilogue", "machine frame", "trap frame (why)", "system call", "prologue (why)" where only the function's
+    instructions were in RAM; in the last frame it says why the walk ended.
     """
 
     address: int
@@ -117,7 +120,7 @@ class StackWalker:
         for _ in range(limit):
             module = self.modules.at(state["rip"], process)
             frame = self._frame(state, module)
-            how, unwound = self._caller(state, module, memory, returned_to=returned_to)
+            how, unwound = self._caller(state, module, frame, memory, returned_to=returned_to)
             if unwound is not None:
                 reason = self._implausible(state, unwound, process)
                 if reason:
@@ -150,7 +153,7 @@ class StackWalker:
         )
 
     def _caller(
-        self, state: Mapping[str, int], module: Module | None, memory: ReadsMemory, *, returned_to: bool
+        self, state: Mapping[str, int], module: Module | None, frame: Frame, memory: ReadsMemory, *, returned_to: bool
     ) -> tuple[str, Unwound | None]:
         """How the caller is found and its registers, or why not."""
         if state["rip"] >= _KERNEL and state["rsp"] < _KERNEL and not returned_to and state["rcx"] < _KERNEL:
@@ -163,10 +166,33 @@ class StackWalker:
             table = self._table(module, memory) if module is not None else None
             unwound = unwind_frame(table, memory, state, returned_to=returned_to)
         except UnreadableMemoryError as error:
-            return f"missing page {error.address & ~(_PAGE - 1):#x}: {error.reason}", None
+            reason = f"missing page {error.address & ~(_PAGE - 1):#x}: {error.reason}"
+            if module is not None and error.address in module:
+                return self._by_code(state, frame, memory, reason, returned_to=returned_to)
+            return reason, None
         except FormatError as error:
             return f"damaged unwind data: {error}", None
         return unwound.how, unwound
+
+    def _by_code(
+        self, state: Mapping[str, int], frame: Frame, memory: ReadsMemory, reason: str, *, returned_to: bool
+    ) -> tuple[str, Unwound | None]:
+        """The caller by the function's instructions, its unwind data not being in RAM: an epilogue, or the prologue."""
+        if frame.symbol is None or not frame.displacement < _LARGEST_FUNCTION:
+            return reason, None
+        try:
+            unwound = None if returned_to else unwind_epilogue(memory, state, frame.displacement)
+            how = f"epilogue ({reason})"
+            if unwound is None:
+                start = state["rip"] - frame.displacement
+                prologue = read_prologue(memory.read(start, min(frame.displacement, LONGEST_PROLOGUE)))
+                unwound = Unwound(undo_prologue(prologue, memory, state), "unwind data")
+                how = f"prologue ({reason})"
+        except UnreadableMemoryError:
+            return reason, None
+        if unwound.registers["rip"] and not follows_call(memory, unwound.registers["rip"]):
+            return reason, None
+        return how, unwound
 
     def _table(self, module: Module, memory: ReadsMemory) -> FunctionTable:
         key = (module.path.lower(), module.base, module.size, module.timestamp)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from coldframe.debug.arguments import Arguments
 from coldframe.debug.callstack import Frame
 from coldframe.debug.current import Arrival, process_at, thread_at
+from coldframe.debug.prototypes import prototype
 from coldframe.errors import NotFoundError
 from coldframe.paging import AddressSpace
 from coldframe.windows.process import Process, Thread
@@ -76,7 +77,9 @@ class Hit:
     @property
     def args(self) -> Arguments:
         """The function's arguments, at a breakpoint on its first instruction; setting one changes the guest."""
-        return Arguments(self.registers, self.memory, self.write_registers)
+        known = prototype(self.function)
+        widths = known.widths if known is not None else ()
+        return Arguments(self.registers, self.memory, self.write_registers, widths)
 
     @property
     def function(self) -> str:

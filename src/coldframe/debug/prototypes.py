@@ -278,6 +278,9 @@ NtYieldExecution:
 """
 
 
+_WIDTHS = {"u8": 8, "u32": 32, "i32": 32, "access": 32}
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One argument: its name, its kind, and for a buffer the name of the argument that says how long it is."""
@@ -286,6 +289,11 @@ class Parameter:
     kind: str
     length: str | None = None
 
+    @property
+    def width(self) -> int:
+        """How many bits of its 64-bit place it has."""
+        return _WIDTHS.get(self.kind, 64)
+
 
 @dataclass(frozen=True, slots=True)
 class Prototype:
@@ -293,6 +301,11 @@ class Prototype:
 
     name: str
     parameters: tuple[Parameter, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of each argument in bits."""
+        return tuple(parameter.width for parameter in self.parameters)
 
 
 def prototype(function: str) -> Prototype | None:

@@ -62,6 +62,15 @@ def unwind_frame(
     return _undo(table, memory, state, info, rva - function.begin)
 
 
+def unwind_epilogue(memory: ReadsMemory, registers: Mapping[str, int], into: int) -> Unwound | None:
+    """The caller, if the instructions at rip are an epilogue whatever unwind data says; None when they are not.
+
+    `into` is how far rip is from the function's first instruction: a jump back behind that leaves the function.
+    """
+    rest = rest_of_epilogue(_code(memory, registers["rip"]), 0, lambda displacement: displacement < -into)
+    return None if rest is None else _carry_out(memory, dict(registers), rest)
+
+
 def _u64(memory: ReadsMemory, address: int) -> int:
     return int.from_bytes(memory.read(address & _MASK, 8), "little")
 

@@ -27,7 +27,7 @@ from coldframe.windows.guest import Guest
 
 Value: TypeAlias = "int | str | bool | list[Value] | dict[str, Value] | None"
 
-_WIDTH = {"u8": 8, "u32": 32, "u64": 64, "i32": 32}
+_NUMBERS = ("u8", "u32", "u64", "i32")
 _CURRENT = {(1 << 64) - 1: "current process", (1 << 64) - 2: "current thread"}
 _UNTYPED = 4
 _LONGEST_STRING = 0x8000
@@ -43,9 +43,10 @@ def arguments(hit: Hit, prototype: Prototype | None, data_limit: int) -> dict[st
     if prototype is None:
         return {f"arg{number}": f"{hit.args[number]:#x}" for number in range(_UNTYPED)}
     raw: dict[str, int | None] = {}
+    values = hit.args
     for number, parameter in enumerate(prototype.parameters):
         try:
-            raw[parameter.name] = hit.args[number]
+            raw[parameter.name] = values[number]
         except UnreadableMemoryError:
             raw[parameter.name] = None
     decoder = _Decoder(hit, raw, data_limit)
@@ -89,11 +90,10 @@ class _Decoder:
 
     def _value(self, parameter: Parameter, value: int) -> Value:
         kind = parameter.kind
-        if kind in _WIDTH:
-            value &= (1 << _WIDTH[kind]) - 1
+        if kind in _NUMBERS:
             return value - (1 << 32) if kind == "i32" and value >> 31 else value
         if kind == "access":
-            return f"{value & 0xFFFFFFFF:#x}"
+            return f"{value:#x}"
         if kind == "handle":
             return self._handle(value)
         if not value or kind in ("ptr", "out"):
