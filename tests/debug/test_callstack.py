@@ -273,12 +273,32 @@ def test_a_stack_page_that_is_not_in_ram_is_named_and_ends_the_walk(with_frame):
     assert "paging file 0" in frames[-1].how
 
 
-def test_unwind_data_that_is_not_in_ram_is_named(with_frame):
-    scene = Scene(with_frame)
-    directory = PeImage.read(with_frame.user.memory(), USER_BASE).directory(EXCEPTION)
+def user_unwind_data(executed: Executed) -> int:
+    """The page that the user program's .pdata lies in."""
+    directory = PeImage.read(executed.user.memory(), USER_BASE).directory(EXCEPTION)
     assert directory is not None
-    page = USER_BASE + directory[0] & ~(PAGE - 1)
+    return USER_BASE + directory[0] & ~(PAGE - 1)
+
+
+def test_where_unwind_data_is_not_in_ram_the_instructions_lead_on(with_frame):
+    scene = Scene(with_frame)
+    page = user_unwind_data(with_frame)
     scene.unmap(page, scene.process.dtb)
+    frames = vcpu_callstack(scene.open(), 0)
+    assert functions(frames) == [*EXPECTED_KERNEL, "driver!HandlerWithFrame", *EXPECTED_USER]
+    assert frames[4].how.startswith(f"epilogue (missing page {page:#x}: page is in paging file 0")
+    assert all(frame.how.startswith(f"prologue (missing page {page:#x}") for frame in frames[5:-1])
+    assert [frame.stack_pointer for frame in frames] == [
+        frame.stack_pointer for frame in vcpu_callstack(Scene(with_frame).open(), 0)
+    ]
+
+
+def test_unwind_data_that_is_not_in_ram_is_named_where_nothing_else_leads_on(with_frame):
+    scene = Scene(with_frame)
+    page = user_unwind_data(with_frame)
+    code = USER_BASE + with_frame.user.symbols["Innermost"] & ~(PAGE - 1)
+    for missing in (page, code):
+        scene.unmap(missing, scene.process.dtb)
     frames = vcpu_callstack(scene.open(), 0)
     assert functions(frames) == [*EXPECTED_KERNEL, "driver!HandlerWithFrame", "program!SystemCall"]
     assert f"missing page {page:#x}" in frames[-1].how
