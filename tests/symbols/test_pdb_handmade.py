@@ -207,9 +207,9 @@ def test_a_lying_type_stream_is_a_format_error(stream: bytes, why: str) -> None:
 def test_many_structures_over_one_long_field_list_cost_no_more_than_it() -> None:
     many = make.field_list(*(make.member(f"m{i}", LONG, i) for i in range(3000)))
     stream = make.types(many, *(make.structure(f"_S{i}", 0x1000, 8) for i in range(5000)))
-    start = time.monotonic()
+    start = time.process_time()
     assert len(record(read(make.pdb(stream)), "_S7").fields) == 3000
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_lists_that_continue_each_other_cannot_multiply() -> None:
@@ -296,7 +296,7 @@ SMALL = make.pdb(
 )
 
 
-@settings(max_examples=600, deadline=2000)
+@settings(max_examples=600, deadline=10_000)
 @given(
     st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=6),
     st.integers(0, len(SMALL)),
@@ -313,7 +313,7 @@ def test_flipped_bytes_and_cut_off_ends_raise_nothing_but_format_errors(flips: l
         assert "x.pdb" in str(error)
 
 
-@settings(max_examples=600, deadline=2000)
+@settings(max_examples=600, deadline=10_000)
 @given(st.data())
 def test_lying_numbers_raise_nothing_but_format_errors(data: st.DataObject) -> None:
     """Where lengths and type indexes stand: numbers at the edges, and such as are right elsewhere in the file."""

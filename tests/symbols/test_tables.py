@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coldframe.errors import FormatError, SymbolNotFoundError, TypeNotFoundError
@@ -24,6 +24,7 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 symbol_lists = st.lists(st.tuples(names, st.integers(0, 50) | st.integers(0, 0xFFFFFFFF)), max_size=30)
 
 
+@settings(deadline=None)
 @given(symbol_lists, st.lists(st.integers(0, 60) | st.integers(0, 0xFFFFFFFF), max_size=5))
 def test_symbols_answer_as_a_plain_list_would(symbols: list[tuple[str, int]], addresses: list[int]) -> None:
     found = table(symbols).symbols
@@ -42,6 +43,7 @@ def test_symbols_answer_as_a_plain_list_would(symbols: list[tuple[str, int]], ad
         assert nearest == (min(sharing, key=customary_rank), address - max(below))
 
 
+@settings(deadline=None)
 @given(symbol_lists, st.randoms())
 def test_the_order_in_the_file_decides_nothing_about_the_nearest_name(
     symbols: list[tuple[str, int]], random: object
@@ -125,6 +127,7 @@ def test_names_of_x86_lose_their_calling_convention(name: str, plain: str) -> No
 WHOLE = TableBuilder().build(IDENTITY, 8, [(b"NtClose", 16, b""), (b"NtOpen", 32, b"")])
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
 def test_a_table_with_any_byte_changed_is_refused(at: int, change: int) -> None:
     damaged = bytearray(WHOLE)
@@ -133,6 +136,7 @@ def test_a_table_with_any_byte_changed_is_refused(at: int, change: int) -> None:
         open_table(bytes(damaged), "x")
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(WHOLE) - 1))
 def test_a_table_that_is_cut_off_is_refused(size: int) -> None:
     with pytest.raises(FormatError):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,17 +16,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Concurrent writers of one path each write their own; the last one's stays. Makes the folders on the way.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}"
     try:
-        os.close(descriptor)
-        with Path(name).open("wb") as stream:
+        with temporary.open("xb") as stream:
             yield stream
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
