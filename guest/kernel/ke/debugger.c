@@ -59,8 +59,8 @@ KLDR_DATA_TABLE_ENTRY *MiProcessLoaderEntry(PCWSTR full_name, PCWSTR base_name, 
     module->SizeOfImage = size;
     module->EntryPoint = entry;
     module->Flags = 0x08804000;
-    module->LoadCount = 1;
 #ifdef HAVE__KLDR_DATA_TABLE_ENTRY
+    module->LoadCount = 1;
     module->SizeOfImageNotRounded = size;
     module->TimeDateStamp = *(const ULONG *)(header + 8);
     module->ExceptionTable = (UCHAR *)base + *(const ULONG *)(header + 24 + 112 + 3 * 8);

@@ -76,7 +76,7 @@ NORETURN void KiTerminateCurrent(void);
 void KiSetProcess(KPROCESS *process); /* page tables of this processor */
 void KiInitializeTime(void);
 extern volatile LONG KiFreezeLevel;
-extern KTHREAD *volatile KiFreezeOwner;
+extern KTHREAD *volatile KiFreezeOwner, *volatile KiPinnedThread;
 void KiStayFrozen(void);
 extern volatile ULONG64 KiTimerTicks;
 extern ULONG64 KiTicks;

@@ -24,6 +24,7 @@ static volatile ULONG64 KiFlushOnWake; /* those of them whose TLBs are stale */
 ULONG64 KiTicks;
 UCHAR KiTerminationPending;
 BOOLEAN KiSchedulerRuns;
+KTHREAD *volatile KiPinnedThread; /* on the boot processor */
 void KiStartSystemThread(void);
 void KiSwapContext(KTHREAD *from, KTHREAD *to);
 void KiUpdateTime(void);
@@ -64,7 +65,6 @@ static void KiFillThread(KTHREAD *thread, KPROCESS *process, void *stack_base, U
     InitializeListHead((LIST_ENTRY *)&thread->ApcState.ApcListHead[1]);
     thread->BasePriority = thread->Priority = 8;
     thread->QuantumReset = KI_QUANTUM_TICKS;
-    thread->Affinity.Mask = thread->UserAffinity.Mask = ~0ull;
     thread->State = KI_INITIALIZED;
 }
 
@@ -96,7 +96,6 @@ void KiAdoptIdleThread(ULONG number, KTHREAD *thread, void *stack_base, ULONG st
     thread->State = KI_RUNNING;
     thread->Running = 1;
     thread->NextProcessor = number;
-    thread->Affinity.Mask = 1ull << number;
     prcb->CurrentThread = prcb->IdleThread = thread;
     prcb->RspBase = (ULONG64)stack_base;
     prcb->RspBaseShadow = (ULONG64)stack_base;
@@ -112,6 +111,8 @@ static void KiQueueReady(KTHREAD *thread, BOOLEAN first) {
     else InsertTailList(queue, &thread->WaitListEntry);
 }
 
+static BOOLEAN KiMayRun(const KTHREAD *thread, ULONG number) { return thread != KiPinnedThread || !number; }
+
 static KTHREAD *KiTakeReady(ULONG number, int at_least) {
     if (KiFreezeLevel) {
         KTHREAD *owner = KiFreezeOwner;
@@ -122,7 +123,7 @@ static KTHREAD *KiTakeReady(ULONG number, int at_least) {
     for (int priority = 31; priority >= at_least; priority--)
         for (LIST_ENTRY *e = KiReadyQueue[priority].Flink; e != &KiReadyQueue[priority]; e = e->Flink) {
             KTHREAD *thread = CONTAINING_RECORD(e, KTHREAD, WaitListEntry);
-            if (!(thread->Affinity.Mask >> number & 1)) continue;
+            if (!KiMayRun(thread, number)) continue;
             RemoveEntryList(e);
             return thread;
         }
@@ -191,8 +192,9 @@ static void KiSwapThread(void) {
 }
 
 static void KiWakeIdle(KTHREAD *thread) {
-    ULONG64 idle = KiIdleMask & thread->Affinity.Mask & ((1ull << KeNumberProcessors) - 1);
+    ULONG64 idle = KiIdleMask & ((1ull << KeNumberProcessors) - 1);
     ULONG self = KeGetCurrentProcessorNumber();
+    if (thread == KiPinnedThread) idle &= 1;
     if (idle >> self & 1) idle = 1ull << self;
     if (idle) {
         ULONG target = (ULONG)__builtin_ctzll(idle);
@@ -201,7 +203,7 @@ static void KiWakeIdle(KTHREAD *thread) {
         return;
     }
     KPRCB *prcb = KeGetCurrentPrcb();
-    if (thread->Priority > prcb->CurrentThread->Priority && (thread->Affinity.Mask >> self & 1)) {
+    if (thread->Priority > prcb->CurrentThread->Priority && KiMayRun(thread, self)) {
         KiCpu[self].QuantumEnd = TRUE;
         HalpSendIpi(KiCpu[self].ApicId, VECTOR_DPC);
     }
@@ -271,7 +273,7 @@ void KiRetireDpcs(void) {
             else KiQueueReady(thread, !end);
             KiSwitchTo(next);
         } else {
-            thread->QuantumTarget = thread->QuantumReset;
+            if (end) thread->QuantumTarget = thread->QuantumReset;
             if (idle) __atomic_or_fetch(&KiIdleMask, 1ull << prcb->Number, __ATOMIC_SEQ_CST);
         }
     }
@@ -352,10 +354,10 @@ void KeYieldThread(void) {
     }
     KIRQL old = KiLockDispatcher();
     KTHREAD *next = KiTakeReady(KeGetCurrentProcessorNumber(), 0);
-    if (next || !(thread->Affinity.Mask >> KeGetCurrentProcessorNumber() & 1)) {
+    if (next || !KiMayRun(thread, KeGetCurrentProcessorNumber())) {
         KiQueueReady(thread, FALSE);
         if (!next) next = KeGetCurrentPrcb()->IdleThread;
-        if (!(thread->Affinity.Mask >> KeGetCurrentProcessorNumber() & 1)) KiWakeIdle(thread);
+        if (!KiMayRun(thread, KeGetCurrentProcessorNumber())) KiWakeIdle(thread);
         KiSwitchTo(next);
     }
     KiUnlockDispatcher(old);
@@ -411,7 +413,7 @@ void ExAcquirePushLockExclusive(EX_PUSH_LOCK *lock) {
         BOOLEAN waits = __atomic_compare_exchange_n(value, &seen, PUSH_LOCK_TAKEN | PUSH_LOCK_WAITED, FALSE, __ATOMIC_RELAXED,
                                                     __ATOMIC_RELAXED) || seen == (PUSH_LOCK_TAKEN | PUSH_LOCK_WAITED);
         if (waits) {
-            thread->WaitBlock[0].SparePtr = lock;
+            thread->WaitBlock[1].Object = lock;
             thread->State = KI_WAITING;
             thread->WaitReason = WrExecutive;
             InsertTailList(&KiPushLockWaiters, &thread->WaitListEntry);
@@ -429,7 +431,7 @@ void ExReleasePushLockExclusive(EX_PUSH_LOCK *lock) {
     for (LIST_ENTRY *e = KiPushLockWaiters.Flink, *next; e != &KiPushLockWaiters; e = next) {
         next = e->Flink;
         KTHREAD *thread = CONTAINING_RECORD(e, KTHREAD, WaitListEntry);
-        if (thread->WaitBlock[0].SparePtr != lock) continue;
+        if (thread->WaitBlock[1].Object != lock) continue;
         RemoveEntryList(e);
         KiMakeReady(thread);
     }

@@ -129,7 +129,7 @@ void KeIpiGenericCall(void (*routine)(void *), void *context) {
 
 void KeFreezeExecution(void) {
     KTHREAD *thread = KeGetCurrentThread();
-    thread->Affinity.Mask = 1; /* device interrupts come to the boot processor */
+    KiPinnedThread = thread; /* device interrupts come to the boot processor */
     while (KeGetCurrentProcessorNumber()) KeYieldThread();
     KiFreezeOwner = thread;
     __atomic_store_n(&KiFreezeLevel, 1, __ATOMIC_SEQ_CST);
@@ -139,11 +139,10 @@ void KeFreezeExecution(void) {
 }
 
 void KeThawExecution(void) {
-    KTHREAD *thread = KeGetCurrentThread();
     __atomic_store_n(&KiFreezeLevel, 0, __ATOMIC_SEQ_CST);
     KiFreezeOwner = NULL;
     for (ULONG i = 1; i < KeNumberProcessors; i++) HalpSendIpi(KiCpu[i].ApicId, VECTOR_IPI);
     for (ULONG i = 1; i < KeNumberProcessors; i++)
         while (KiCpu[i].Frozen) __relax();
-    thread->Affinity.Mask = ~0ull;
+    KiPinnedThread = NULL;
 }
