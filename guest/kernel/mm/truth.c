@@ -166,6 +166,8 @@ static void MiEmit(ULONG Pid, const char *Range, ULONG64 Va, MI_TRUTH *Truth, BO
     const void *Bytes = NULL;
     const char *Comma = "";
     CHAR Hex[65];
+    if (Truth->State[0] == 'u') return; /* reserved, decommitted: there is no page */
+    if (Truth->InRam && !MiHasPfn(Truth->Physical >> PAGE_SHIFT)) return; /* a device's memory */
     for (ULONG Index = 0; Index < 5; Index++) {
         if (!(Truth->Via >> Index & 1)) continue;
         At = MiAppend(At, "%s\"%s\"", Comma, MiViaNames[Index]);
@@ -200,16 +202,14 @@ static void MiEmit(ULONG Pid, const char *Range, ULONG64 Va, MI_TRUTH *Truth, BO
     MiLines++;
 }
 
-/* Reserved memory that was never committed is long and says nothing: four of its pages stand for all. A committed range with no
- * page tables at all is cut short likewise. */
+/* A committed range that was never touched is long and says nothing: its first pages stand for all. */
 static void MiEmitProcess(EPROCESS *Process) {
     ULONG64 Dtb = Process->Pcb.DirectoryTableBase & ~0xFFFull;
     for (VAD *Vad = MiFirstVad(Process); Vad; Vad = MiNextVad(Vad)) {
-        ULONG Nothing = 0, Promised = 0;
+        ULONG Promised = 0;
         for (ULONG64 Vpn = MiVadStart(Vad); Vpn <= MiVadEnd(Vad); Vpn++) {
             MI_TRUTH Truth = {0};
             MiDescribeUser(Dtb, Vad, Vpn << PAGE_SHIFT, &Truth);
-            if (Truth.State[0] == 'u' && ++Nothing > 4) continue;
             if (Truth.State[0] == 'd' && Truth.Via == VIA_VAD && ++Promised > 64) continue;
             if (Truth.Via & VIA_LARGE && Vpn & 0x3F) continue; /* every 64th page of a large one */
             MiEmit(PsGetProcessId(Process), NULL, Vpn << PAGE_SHIFT, &Truth, Vpn << PAGE_SHIFT != MM_SHARED_USER_DATA_VA);
