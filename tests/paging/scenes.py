@@ -31,7 +31,7 @@ from coldframe.paging import (
     Resolver,
     State,
 )
-from coldframe.paging.bulk import NOWHERE, STATES, VIAS
+from coldframe.paging.arrays import NOWHERE, STATES, VIAS
 from coldframe.symbols.model import Types
 
 KERNELS = {path.name.split(".")[0]: path for path in kernel_files()}

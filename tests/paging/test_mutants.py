@@ -17,6 +17,7 @@ from scenes import KERNELS, differences, scene
 from coldframe.paging import layout as layout_module
 from coldframe.paging import resolver as resolver_module
 from coldframe.paging.layout import PteLayout
+from coldframe.paging.page import PagefileSlot, State
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason="no kernel types: ../shared/symbols is absent")
 
@@ -107,10 +108,6 @@ RULES = {
         ("private VADs do not promise zeros", "if vad.private:", "if False:"),
         ("VADs have no prototypes", "if vad.prototype_pte is not None:", "if False:"),
     ],
-    "_slot": [
-        ("the store has no number", "number == self.store_number()", "False"),
-        ("offsets in a paging file are pages", "* PAGE_SIZE", "* 1"),
-    ],
 }
 """Function: what is said wrongly, what stands in the function, what stands in its place."""
 
@@ -192,3 +189,31 @@ def test_a_mutant_of_the_layout_is_noticed(kind):
         return like(right, resolver_module.Resolver, kind(**fields))
 
     assert noticed(make)
+
+
+class OffsetsInPages(resolver_module.Resolver):
+    """PageFileHigh taken for bytes."""
+
+    def slot(self, value, layout):
+        state, slot = super().slot(value, layout)
+        return state, PagefileSlot(slot.number, slot.offset >> 12)
+
+
+class NoStore(resolver_module.Resolver):
+    """The virtual store's number taken for a paging file's."""
+
+    def slot(self, value, layout):
+        return State.PAGEFILE, super().slot(value, layout)[1]
+
+
+class OldPageFileLow(resolver_module.Resolver):
+    """volatility3's bits 1 to 4, which are not the number since 2018."""
+
+    def slot(self, value, layout):
+        state, slot = super().slot(value, layout)
+        return state, PagefileSlot(value >> 1 & 15, slot.offset)
+
+
+@pytest.mark.parametrize("kind", [OffsetsInPages, NoStore, OldPageFileLow], ids=lambda kind: kind.__name__)
+def test_a_mutant_of_the_place_in_a_paging_file_is_noticed(kind):
+    assert noticed(lambda right: like(right, kind))

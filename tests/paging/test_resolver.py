@@ -310,3 +310,18 @@ def test_a_table_that_names_itself_at_every_level_ends():
         kernel_dtb=0,
     )
     assert resolver.translate(0, 0xFFFFFFFFFFFFF123) == 0x123
+
+
+def test_the_words_of_a_vad_are_only_looked_for_where_they_are_told():
+    asked = []
+
+    class Vads:
+        def vad_page(self, address: int) -> VadPage | None:
+            return VadPage(0xFFFF9A0000000000, 0, PAGE, True, None, lambda: asked.append(address) or "Private")
+
+    builder, resolver = built()
+    assert resolver.locate(builder.kernel_dtb, 0x10, Vads()) == ZERO
+    assert not asked
+    page = resolver.resolve(builder.kernel_dtb, 0x10, Vads())
+    assert page.steps[-1].says == "VAD at 0xffff9a0000000000: Private"
+    assert asked == [0x10]

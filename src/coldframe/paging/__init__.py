@@ -1,6 +1,7 @@
 """Page tables: hardware formats as data, PTE layouts from the kernel's types, and the resolver of every page state."""
 
-from coldframe.paging.bulk import BulkResolver, Census, PageArrays
+from coldframe.paging.arrays import Census, PageArrays
+from coldframe.paging.bulk import BulkResolver
 from coldframe.paging.formats import FORMATS, Level, PageTableFormat
 from coldframe.paging.layout import Bits, PoolAddresses, PteLayout
 from coldframe.paging.page import Page, PagefileSlot, State, Step, SubsectionPage, Via

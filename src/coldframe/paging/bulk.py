@@ -11,178 +11,30 @@ Pages of which neither the tables nor the VADs say anything have no row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coldframe.errors import FormatError
+from coldframe.paging.arrays import (
+    BIT,
+    CODE,
+    MOST_ROWS,
+    NO_TABLE,
+    NOWHERE,
+    U64,
+    Entries,
+    Gaps,
+    PageArrays,
+    Rows,
+    Tables,
+)
 from coldframe.paging.formats import LARGE, PAGE_MASK, PAGE_SIZE, VALID, Level
 from coldframe.paging.layout import Bits, PteLayout, SplitAddress
 from coldframe.paging.notes import ABSENT, ZERO
 from coldframe.paging.page import State, Via
 from coldframe.paging.resolver import Resolver
 from coldframe.paging.sources import ListsVads
-
-STATES: tuple[State, ...] = tuple(State)
-"""A row's state is an index into these."""
-VIAS: tuple[Via, ...] = tuple(Via)
-"""Bit n of a row's via is set when the nth of these was passed."""
-NOWHERE = (1 << 64) - 1
-"""In `PageArrays.physical`: the page is not in RAM."""
-MOST_ROWS = 1 << 25
-"""More rows than any process has pages; tables that point to themselves have more."""
-
-_NO_TABLE = np.uint64(NOWHERE & ~PAGE_MASK)
-
-U64 = NDArray[np.uint64]
-
-_CODE = {state: code for code, state in enumerate(STATES)}
-_BIT = {via: 1 << number for number, via in enumerate(VIAS)}
-
-
-@dataclass(frozen=True)
-class PageArrays:
-    """n rows, by address. All arrays have shape (n,).
-
-    `address` and `size` are in bytes; `state` indexes `STATES`, `via` is a set of bits by `VIAS`; `physical` is the
-    guest-physical address of the row's first byte, or `NOWHERE`; `number` and `offset` are the paging file's number
-    and the byte offset in it (state pagefile or compressed); `subsection` is the kernel-virtual address of the
-    `_SUBSECTION` (state subsection). Columns that do not apply are 0.
-    """
-
-    address: U64
-    size: U64
-    state: NDArray[np.uint8]
-    via: NDArray[np.uint8]
-    physical: U64
-    number: NDArray[np.uint8]
-    offset: U64
-    subsection: U64
-
-    def __len__(self) -> int:
-        return len(self.address)
-
-    @property
-    def readable(self) -> NDArray[np.bool_]:
-        """Which rows' bytes can be had: in RAM, or promised zeros."""
-        found: NDArray[np.bool_] = (self.physical != np.uint64(NOWHERE)) | (self.state == _CODE[State.DEMAND_ZERO])
-        return found
-
-    def census(self) -> Census:
-        """How many 4 KB pages are in each state, were reached by each indirection, and can be read."""
-        pages = self.size // np.uint64(PAGE_SIZE)
-        readable = self.readable
-        return Census(
-            {state: int(pages[self.state == code].sum()) for code, state in enumerate(STATES)},
-            {via: int(pages[(self.via & bit) != 0].sum()) for via, bit in _BIT.items()},
-            int(pages[readable].sum()),
-            int(pages[~readable].sum()),
-        )
-
-
-@dataclass(frozen=True)
-class Census:
-    """Counts of 4 KB pages."""
-
-    pages: dict[State, int]
-    via: dict[Via, int]
-    readable: int
-    unreadable: int
-
-
-class _Entries(NamedTuple):
-    """Entries of one level: the address each maps, its stored value, the indirections passed before it."""
-
-    address: U64
-    stored: U64
-    via: NDArray[np.uint8]
-
-    def where(self, mask: NDArray[np.bool_]) -> _Entries:
-        return _Entries(self.address[mask], self.stored[mask], self.via[mask])
-
-
-class _Tables(NamedTuple):
-    """Tables of one level: where each is, the first address it maps, the indirections passed, bytes from a source by
-    row."""
-
-    physical: U64
-    base: U64
-    via: NDArray[np.uint8]
-    supplied: dict[int, bytes]
-
-
-class _Rows:
-    """Rows in the making: columns of blocks."""
-
-    def __init__(self) -> None:
-        self.blocks: list[tuple[NDArray[np.generic], ...]] = []
-        self.count = 0
-
-    def add(
-        self,
-        address: U64,
-        size: int | U64,
-        state: State | NDArray[np.uint8],
-        via: int | NDArray[np.uint8],
-        *,
-        physical: int | U64 = NOWHERE,
-        number: int | NDArray[np.uint8] = 0,
-        offset: int | U64 = 0,
-        subsection: int | U64 = 0,
-    ) -> None:
-        """Append rows; a plain number stands for a column of it."""
-        count = len(address)
-        if not count:
-            return
-        self.count += count
-        if self.count > MOST_ROWS:
-            raise FormatError(
-                f"the page tables map more than {MOST_ROWS} pages, more than any process has: they point to themselves"
-            )
-        code = _CODE[state] if isinstance(state, State) else state
-        columns = ((size, "u8"), (code, "u1"), (via, "u1"), (physical, "u8"))
-        more = ((number, "u1"), (offset, "u8"), (subsection, "u8"))
-        full = (np.broadcast_to(np.asarray(value, dtype=kind), (count,)) for value, kind in columns + more)
-        self.blocks.append((address, *full))
-
-    def arrays(self) -> PageArrays:
-        kinds = ("u8", "u8", "u1", "u1", "u8", "u1", "u8", "u8")
-        columns = [
-            np.concatenate([block[number] for block in self.blocks]) if self.blocks else np.empty(0, kind)
-            for number, kind in enumerate(kinds)
-        ]
-        order = np.argsort(columns[0], kind="stable")
-        return PageArrays(*(column[order] for column in columns))
-
-
-@dataclass
-class _Gaps:
-    """Ranges of which only the VADs can tell, with the indirections passed so far."""
-
-    address: list[U64]
-    size: list[U64]
-    via: list[NDArray[np.uint8]]
-
-    def add(self, entries: _Entries, size: int) -> None:
-        if len(entries.address):
-            self.address.append(entries.address)
-            self.size.append(np.full(len(entries.address), size, dtype=np.uint64))
-            self.via.append(entries.via)
-
-    def merged(self) -> tuple[U64, U64, NDArray[np.uint8]]:
-        """Start, end and via of each, in order, neighbours of the same via made one."""
-        if not self.address:
-            return np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.uint8)
-        start = np.concatenate(self.address)
-        order = np.argsort(start, kind="stable")
-        start = start[order]
-        end = start + np.concatenate(self.size)[order]
-        via = np.concatenate(self.via)[order]
-        first = np.concatenate(([True], (start[1:] != end[:-1]) | (via[1:] != via[:-1])))
-        last = np.concatenate((first[1:], [True]))
-        return start[first], end[last], via[first]
 
 
 class BulkResolver:
@@ -205,7 +57,7 @@ class BulkResolver:
         A row may reach beyond either end where a large page or a span does. Raises `FormatError` for tables that map
         more pages than there can be.
         """
-        rows, gaps = _Rows(), _Gaps([], [], [])
+        rows, gaps = Rows(), Gaps([], [], [])
         self._walk(dtb, start, (self.format.user_end if end is None else end) - 1, rows, gaps)
         if vads is not None:
             self._vads(vads, gaps, rows)
@@ -217,8 +69,8 @@ class BulkResolver:
 
     # Tables
 
-    def _walk(self, dtb: int, first: int, last: int, rows: _Rows, gaps: _Gaps) -> None:
-        tables = _Tables(
+    def _walk(self, dtb: int, first: int, last: int, rows: Rows, gaps: Gaps) -> None:
+        tables = Tables(
             np.array([dtb & self.format.root], np.uint64), np.zeros(1, np.uint64), np.zeros(1, np.uint8), {}
         )
         for level in self.format.levels:
@@ -229,7 +81,7 @@ class BulkResolver:
             index = np.arange(count, dtype=np.uint64) << np.uint64(level.shift)
             address = self._extended((tables.base[:, None] + index).ravel())
             wanted = (address + np.uint64(span - 1) >= np.uint64(first)) & (address <= np.uint64(last))
-            entries = _Entries(address, stored.ravel(), np.repeat(tables.via, count))
+            entries = Entries(address, stored.ravel(), np.repeat(tables.via, count))
             lost = entries.where(wanted & ~readable.ravel())
             rows.add(lost.address, span, State.UNMAPPED, lost.via)
             entries = entries.where(wanted & readable.ravel())
@@ -245,7 +97,7 @@ class BulkResolver:
         sign = np.uint64(1 << (self.format.address_bits - 1))
         return np.where(address & sign, address | high, address)
 
-    def _read_tables(self, tables: _Tables, count: int) -> tuple[U64, NDArray[np.bool_]]:
+    def _read_tables(self, tables: Tables, count: int) -> tuple[U64, NDArray[np.bool_]]:
         """The entries of n tables, shape (n, count), and which of them could be read."""
         size = self.format.entry_size
         held, fine = self.physical.read_many(tables.physical, count * size)
@@ -260,7 +112,7 @@ class BulkResolver:
             entries[row], readable[row] = each.view(self._kind).ravel().astype(np.uint64), some
         return entries, readable
 
-    def _next(self, level: Level, entries: _Entries, rows: _Rows, gaps: _Gaps) -> _Tables:
+    def _next(self, level: Level, entries: Entries, rows: Rows, gaps: Gaps) -> Tables:
         """What entries above the PTEs say, and the tables that they lead to."""
         stored, span = entries.stored, 1 << level.shift
         value = self._unswizzled(stored)
@@ -277,28 +129,28 @@ class BulkResolver:
         gaps.add(entries.where(gap), span)
         paged = rest & ~prototype & ~gap
         supplied = self._paged_tables(span, entries, value, paged, rows)
-        via = entries.via | np.where(transition, _BIT[Via.TRANSITION_TABLE], 0).astype(np.uint8)
-        via |= np.where(paged, _BIT[Via.PAGED_TABLE], 0).astype(np.uint8)
+        via = entries.via | np.where(transition, BIT[Via.TRANSITION_TABLE], 0).astype(np.uint8)
+        via |= np.where(paged, BIT[Via.PAGED_TABLE], 0).astype(np.uint8)
         follow = (valid & ~large) | transition
         follow[list(supplied)] = True
         table = np.where(valid, stored & np.uint64(self.format.frame), value & self._transition_frame)
-        table[paged] = _NO_TABLE
+        table[paged] = NO_TABLE
         place = np.cumsum(follow) - 1
         bytes_of = {int(place[row]): data for row, data in supplied.items()}
-        return _Tables(table[follow], entries.address[follow], via[follow], bytes_of)
+        return Tables(table[follow], entries.address[follow], via[follow], bytes_of)
 
-    def _large(self, level: Level, entries: _Entries, rows: _Rows) -> None:
+    def _large(self, level: Level, entries: Entries, rows: Rows) -> None:
         span = 1 << level.shift
         frame = entries.stored & np.uint64(level.large_frame)
         if self.format.pse36:
             frame |= (entries.stored >> np.uint64(13) & np.uint64(0xFF)) << np.uint64(32)
-        via = entries.via | np.uint8(_BIT[Via.LARGE_PAGE])
+        via = entries.via | np.uint8(BIT[Via.LARGE_PAGE])
         whole = self.physical.contains_spans(frame, span)
         rows.add(entries.address[whole], span, State.VALID, via[whole], physical=frame[whole])
         for row in np.nonzero(~whole)[0]:
             self._partly(int(entries.address[row]), int(frame[row]), span, int(via[row]), rows)
 
-    def _partly(self, address: int, frame: int, span: int, via: int, rows: _Rows) -> None:
+    def _partly(self, address: int, frame: int, span: int, via: int, rows: Rows) -> None:
         """A large page of which RAM has a part, or nothing: a row for each part."""
         cuts = {frame, frame + span}
         for run in self.physical.runs:
@@ -310,7 +162,7 @@ class BulkResolver:
         rows.add(where, np.diff(starts), State.VALID, via, physical=found)
 
     def _paged_tables(
-        self, span: int, entries: _Entries, value: U64, paged: NDArray[np.bool_], rows: _Rows
+        self, span: int, entries: Entries, value: U64, paged: NDArray[np.bool_], rows: Rows
     ) -> dict[int, bytes]:
         """Tables that left RAM: rows for those that cannot be had; by row, the bytes of those that can."""
         supplied: dict[int, bytes] = {}
@@ -322,13 +174,13 @@ class BulkResolver:
         gone = paged.copy()
         gone[list(supplied)] = False
         state, number, offset = self._slots(value[gone])
-        via = entries.via[gone] | np.uint8(_BIT[Via.PAGED_TABLE])
+        via = entries.via[gone] | np.uint8(BIT[Via.PAGED_TABLE])
         rows.add(entries.address[gone], span, state, via, number=number, offset=offset)
         return supplied
 
     # PTEs
 
-    def _leaves(self, entries: _Entries, rows: _Rows, gaps: _Gaps) -> None:
+    def _leaves(self, entries: Entries, rows: Rows, gaps: Gaps) -> None:
         valid = _has(entries.stored, VALID)
         value = self._unswizzled(entries.stored)
         gap = ~valid & ((value == 0) | (self._is_marker(entries.stored) & ~self._is_transition(value)))
@@ -338,7 +190,7 @@ class BulkResolver:
         self._prototypes(behind.address, self._prototype_addresses(value[prototype]), behind.via, rows)
         self._software(entries.where(~(gap | prototype)), rows)
 
-    def _software(self, entries: _Entries, rows: _Rows) -> None:
+    def _software(self, entries: Entries, rows: Rows) -> None:
         """Valid, transition, demand-zero, compressed and paging-file entries."""
         address, stored, via = entries
         valid = _has(stored, VALID)
@@ -357,12 +209,12 @@ class BulkResolver:
 
     # Prototype PTEs
 
-    def _prototypes(self, address: U64, pointer: U64, via: NDArray[np.uint8], rows: _Rows) -> None:
+    def _prototypes(self, address: U64, pointer: U64, via: NDArray[np.uint8], rows: Rows) -> None:
         """Pages behind the prototype PTEs at kernel-virtual `pointer`.
 
         Those stand in few pages of the pool: the single resolver finds each of these, their entries are read at once.
         """
-        via = via | np.uint8(_BIT[Via.PROTOTYPE])
+        via = via | np.uint8(BIT[Via.PROTOTYPE])
         size = np.uint64(self.format.entry_size)
         aligned = (pointer & (size - np.uint64(1))) == 0
         rows.add(address[~aligned], PAGE_SIZE, State.UNMAPPED, via[~aligned])
@@ -376,7 +228,7 @@ class BulkResolver:
         there = answer >= 0
         places = answer[there].astype(np.uint64) | (pointer[there] & np.uint64(PAGE_MASK))
         held, fine = self.physical.read_many(places, int(size))
-        entries = _Entries(address[there], held.view(self._kind).ravel().astype(np.uint64), via[there])
+        entries = Entries(address[there], held.view(self._kind).ravel().astype(np.uint64), via[there])
         lost = entries.where(~fine)
         rows.add(lost.address, PAGE_SIZE, State.UNMAPPED, lost.via)
         self._inner(entries.where(fine), rows)
@@ -384,21 +236,21 @@ class BulkResolver:
             mine = which == number
             self._lost_prototypes(int(holders[number]), address[mine], pointer[mine], via[mine], rows)
 
-    def _lost_prototypes(self, holder: int, address: U64, pointer: U64, via: NDArray[np.uint8], rows: _Rows) -> None:
+    def _lost_prototypes(self, holder: int, address: U64, pointer: U64, via: NDArray[np.uint8], rows: Rows) -> None:
         """Prototype PTEs whose own page, `holder`, left RAM."""
         page = self.resolver.resolve(self.resolver.kernel_dtb, holder, depth=1)
         held = self.resolver.supplied(page)
         if held is not None:
             index = (pointer & np.uint64(PAGE_MASK)).astype(np.int64) // self.format.entry_size
             stored = np.frombuffer(held, dtype=self._kind).astype(np.uint64)[index]
-            self._inner(_Entries(address, stored, via), rows)
+            self._inner(Entries(address, stored, via), rows)
         elif page.pagefile is not None:
             slot = page.pagefile
             rows.add(address, PAGE_SIZE, page.state, via, number=slot.number, offset=slot.offset)
         else:
             rows.add(address, PAGE_SIZE, State.UNMAPPED, via)
 
-    def _inner(self, entries: _Entries, rows: _Rows) -> None:
+    def _inner(self, entries: Entries, rows: Rows) -> None:
         """What prototype PTEs say."""
         value = self._unswizzled(entries.stored)
         file = ~_has(entries.stored, VALID) & _has(value, self.layout.prototype)
@@ -408,7 +260,7 @@ class BulkResolver:
 
     # VADs
 
-    def _vads(self, vads: ListsVads, gaps: _Gaps, rows: _Rows) -> None:
+    def _vads(self, vads: ListsVads, gaps: Gaps, rows: Rows) -> None:
         """The parts of each VAD of which the tables say nothing."""
         start, end, via = gaps.merged()
         for vad in vads.vad_ranges():
@@ -418,7 +270,7 @@ class BulkResolver:
                 continue
             low = np.maximum(start[first:last], np.uint64(vad.start))
             high = np.minimum(end[first:last], np.uint64(vad.end))
-            passed = via[first:last] | np.uint8(_BIT[Via.VAD])
+            passed = via[first:last] | np.uint8(BIT[Via.VAD])
             if vad.private:
                 rows.add(low, high - low, State.DEMAND_ZERO, passed)
                 continue
@@ -430,7 +282,7 @@ class BulkResolver:
         high: U64,
         via: NDArray[np.uint8],
         prototypes: Iterable[tuple[int, int, int]],
-        rows: _Rows,
+        rows: Rows,
     ) -> None:
         """Gaps in a view: the pages that have prototype PTEs, and those that have none."""
         size = np.uint64(self.format.entry_size)
@@ -452,7 +304,7 @@ class BulkResolver:
             if at < end:
                 self._bare(at, end, passed, rows)
 
-    def _bare(self, start: int, end: int, via: int, rows: _Rows) -> None:
+    def _bare(self, start: int, end: int, via: int, rows: Rows) -> None:
         rows.add(np.array([start], dtype=np.uint64), end - start, State.UNMAPPED, via)
 
     # Entries
@@ -479,7 +331,7 @@ class BulkResolver:
         offset = _get(value, self.layout.page_file_high) * np.uint64(PAGE_SIZE)
         store = self.resolver.store_number()
         compressed = number == np.uint64(NOWHERE if store is None else store)
-        state = np.where(compressed, _CODE[State.COMPRESSED], _CODE[State.PAGEFILE]).astype(np.uint8)
+        state = np.where(compressed, CODE[State.COMPRESSED], CODE[State.PAGEFILE]).astype(np.uint8)
         return state, number.astype(np.uint8), offset
 
     def _prototype_addresses(self, value: U64) -> U64:

@@ -24,29 +24,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from threading import local
-from typing import TypeVar
 
-from coldframe.errors import FormatError, NotFoundError, UnreadableMemoryError
+from coldframe.errors import FormatError, UnreadableMemoryError
 from coldframe.memory import PhysicalMemory
 from coldframe.paging import says
+from coldframe.paging.asks import MAX_DEPTH, TROUBLE, Asks
 from coldframe.paging.formats import LARGE, PAGE_MASK, PAGE_SIZE, VALID, PageTableFormat
 from coldframe.paging.layout import PteLayout
 from coldframe.paging.notes import ABSENT, ZERO, Asked, Entry, Notes, Table
-from coldframe.paging.page import Page, PagefileSlot, State, Step, SubsectionPage, Via
+from coldframe.paging.page import Page, State, Step, SubsectionPage, Via
 from coldframe.paging.sources import DescribesSubsections, FindsVads, NamesPagingFiles, PageSource
 from coldframe.paging.swizzle import unswizzle
 
-Answer = TypeVar("Answer")
 
-_TROUBLE = (UnreadableMemoryError, FormatError, NotFoundError)
-"""What reading structures out of damaged or hostile memory raises."""
-
-MAX_DEPTH = 4
-"""How deep a prototype PTE's own page may again lie behind a prototype PTE."""
-
-
-class Resolver:
+class Resolver(Asks):
     """Finds pages in one guest's memory.
 
     `layout` None means that the kernel's types are not known yet: then only what the processor itself would find is
@@ -76,17 +67,12 @@ class Resolver:
                 f"the kernel's page-table entries have {layout.entry_size} bytes and those of {format.name} paging"
                 f" {format.entry_size}: the symbol file is of another kernel"
             )
+        super().__init__(layout, subsections, paging_files, virtual_store, pages)
         self.physical = physical
         self.format = format
-        self.layout = layout
         self.kernel_dtb = kernel_dtb
         self.invalid_pte_mask = invalid_pte_mask
-        self.subsections = subsections
-        self.paging_files = paging_files
-        self.virtual_store = virtual_store
-        self.pages = pages
         self.epoch = 0
-        self._nesting = local()
 
         # For each level above the PTEs: name, shift and mask that give the entry's offset in its table, the frame
         # mask of a large entry (or 0), and how much one entry maps.
@@ -122,42 +108,6 @@ class Resolver:
         if page.readable or self.supplied(page) is None:
             return page
         return replace(page, supplied=True, reason="", hole=0)
-
-    def supplied(self, page: Page) -> bytes | None:
-        """The 4096 bytes of a page that left RAM, where the page source has them."""
-        pages = self.pages
-        if pages is None:
-            return None
-        held = self._ask(MAX_DEPTH, lambda: pages.read_page(page))
-        return held if held is not None and len(held) == PAGE_SIZE else None
-
-    def supplied_table(self, address: int, value: int) -> bytes | None:
-        """The table that the (unswizzled) paging-file entry `value` names, on the way to `address`; likewise."""
-        if self.pages is None or self.layout is None:
-            return None
-        state, slot = self._slot(value, self.layout)
-        return self.supplied(Page(address, state, via=(Via.PAGED_TABLE,), pagefile=slot))
-
-    def store_number(self) -> int | None:
-        """The paging-file number that stands for the compressed store, asked for where it is to be asked for."""
-        return self._ask(1, self.virtual_store) if callable(self.virtual_store) else self.virtual_store
-
-    def _ask(self, most: int, question: Callable[[], Answer | None]) -> Answer | None:
-        """The answer of a page source or describer, or None.
-
-        Those read guest memory through this very resolver, which may ask them again (the name of a paging file may be
-        paged out itself): no more than `most` questions within each other.
-        """
-        nested = getattr(self._nesting, "depth", 0)
-        if nested >= most:
-            return None
-        self._nesting.depth = nested + 1
-        try:
-            return question()
-        except _TROUBLE:
-            return None
-        finally:
-            self._nesting.depth = nested
 
     def translate(self, dtb: int, address: int, vads: FindsVads | None = None) -> int | None:
         """The guest-physical address of the byte at `address`, or None where `resolve` finds none in RAM."""
@@ -277,17 +227,17 @@ class Resolver:
         notes = asked.notes
         if notes is None and self.pages is None:
             return ABSENT
-        state, slot = self._slot(value, layout)
+        state, slot = self.slot(value, layout)
         held = self.supplied_table(asked.address, value)
         if notes is not None:
             notes.passes(Via.PAGED_TABLE)
-            notes.steps.append(self._invalid_step(entry, value, f"table in {self._place(state, slot)}"))
+            notes.steps.append(self._invalid_step(entry, value, f"table in {self.place(state, slot)}"))
         if held is not None:
             return Table(0, held)
         if notes is None:
             return ABSENT
         notes.pagefile = slot
-        reason = f"the table that the {entry.level} at {entry.at:#x} names is in {self._where(state, slot)}"
+        reason = f"the table that the {entry.level} at {entry.at:#x} names is in {self.where(state, slot)}"
         return notes.stop(state, reason, entry.span)
 
     # PTEs that are not valid
@@ -325,10 +275,10 @@ class Resolver:
             return ZERO
         if notes is None:
             return ABSENT
-        state, slot = self._slot(value, layout)
+        state, slot = self.slot(value, layout)
         notes.pagefile = slot
-        notes.steps.append(self._invalid_step(entry, value, self._place(state, slot)))
-        return notes.stop(state, f"page is in {self._where(state, slot)}")
+        notes.steps.append(self._invalid_step(entry, value, self.place(state, slot)))
+        return notes.stop(state, f"page is in {self.where(state, slot)}")
 
     # Prototype PTEs and VADs
 
@@ -404,7 +354,7 @@ class Resolver:
             return notes.stop(State.SUBSECTION, f"page is in a file; this kernel names subsections by {unknown}")
         described, subsections = None, self.subsections
         if subsections is not None:
-            described = self._ask(1, lambda: subsections.subsection_page(address, entry.at))
+            described = self.ask(1, lambda: subsections.subsection_page(address, entry.at))
         notes.subsection = described or SubsectionPage(address, None, None)
         if described is None:
             return notes.stop(State.SUBSECTION, f"page is in the file of the subsection at {address:#x}: give --disk")
@@ -426,14 +376,15 @@ class Resolver:
             return notes.stop(State.UNMAPPED, reason, span)
         try:
             vad = vads.vad_page(address)
-        except _TROUBLE as error:
+        except TROUBLE as error:
             return ABSENT if notes is None else notes.stop(State.UNMAPPED, f"the VADs cannot be read: {error}")
         if vad is None:
             reason = "nothing is mapped there: no VAD holds the address"
             return ABSENT if notes is None else notes.stop(State.UNMAPPED, reason)
         if notes is not None:
             notes.passes(Via.VAD)
-            notes.steps.append(Step("VAD", vad.vad, vad.prototype_pte or 0, f"VAD at {vad.vad:#x}: {vad.says}"))
+            words = vad.says if isinstance(vad.says, str) else self.ask(1, vad.says) or "not to be read"
+            notes.steps.append(Step("VAD", vad.vad, vad.prototype_pte or 0, f"VAD at {vad.vad:#x}: {words}"))
         if vad.private:
             if notes is not None:
                 notes.state = State.DEMAND_ZERO
@@ -468,21 +419,3 @@ class Resolver:
         notes.steps.append(self._step(entry, "not valid"))
         reason = f"the {entry.level} at {entry.at:#x} is not valid, and what it means needs the kernel's types"
         return notes.stop(State.UNMAPPED, reason, entry.span)
-
-    def _slot(self, value: int, layout: PteLayout) -> tuple[State, PagefileSlot]:
-        number = layout.page_file_low.get(value)
-        state = State.COMPRESSED if number == self.store_number() else State.PAGEFILE
-        return state, PagefileSlot(number, layout.page_file_high.get(value) * PAGE_SIZE)
-
-    def _place(self, state: State, slot: PagefileSlot) -> str:
-        store = "the compressed store, " if state is State.COMPRESSED else ""
-        return f"{store}paging file {slot.number} at {slot.offset:#x}"
-
-    def _where(self, state: State, slot: PagefileSlot) -> str:
-        """The place, and what would unlock it."""
-        if state is State.COMPRESSED:
-            return self._place(state, slot) + ", which cannot be read yet"
-        files = self.paging_files
-        name = None if files is None else self._ask(1, lambda: files.paging_file_name(slot.number))
-        named = "" if name is None else f" ({name})"
-        return f"paging file {slot.number}{named} at {slot.offset:#x}: give --disk or --pagefile"

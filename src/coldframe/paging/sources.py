@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ class VadPage:
     end: int
     private: bool
     prototype_pte: int | None
-    says: str
+    says: str | Callable[[], str]
 
 
 class FindsVads(Protocol):
