@@ -121,7 +121,9 @@ NTFS_STATUS NtfsUpdateName(NTFS_FILE *directory, uint64_t reference, const uint8
 
 /* ntfs_file.c */
 NTFS_STATUS NtfsOpenRecord(NTFS_VOLUME *volume, uint64_t number, uint16_t sequence, NTFS_FILE **file);
+NTFS_STATUS NtfsParseRecord(NTFS_FILE *file); /* takes over what the record in memory says */
 NTFS_STATUS NtfsReload(NTFS_FILE *file);
+void NtfsReleaseFile(NTFS_FILE *file);
 NTFS_STATUS NtfsCommit(NTFS_FILE *file); /* writes the record */
 
 #endif
