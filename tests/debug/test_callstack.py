@@ -369,6 +369,7 @@ def test_module_lists_are_not_walked_again_while_the_images_are_the_same(with_fr
     before = walk()
     assert walk() == walk() == before
     assert listed == [True, False, False]
-    scene.image.write(KERNEL_BASE + 0x100, b"another image")  # the list is asked again, and names it
+    header = int.from_bytes(with_frame.kernel.mapped[0x3C:0x40], "little")
+    scene.image.write(KERNEL_BASE + header + 8, b"\x01\x02\x03\x04")  # another timestamp: the list is asked again
     assert walk() == before
     assert listed[-1]

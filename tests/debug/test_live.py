@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections import defaultdict
@@ -20,6 +21,7 @@ from coldframe.trace import FileWrites, trace, write_of
 
 pytestmark = pytest.mark.minint
 
+WRITES = int(os.environ.get("COLDFRAME_SOAK_WRITES", "150"))
 NESTED = ["notepad!NpFlushBuffer", "notepad!NpWriteParagraph", "notepad!NpSaveDocument"]
 HEADING = re.compile(rb"\[notes-(\d+) #(\d+) ([\w-]+)\]")
 
@@ -64,16 +66,17 @@ def lives(machine: Minint) -> bool:
     return True
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("vcpus", [1, 2, 4])
 def test_every_write_is_seen_exactly_once_with_its_bytes_and_its_stack(machines, vcpus):
-    machine = machines(vcpus)
+    machine = machines(vcpus, options="PACE=1 THREADS=4")
     list(machine.new_events())
     first = len(machine.events)
     writes = FileWrites()
     by_thread: dict[int, list] = defaultdict(list)
     with attached(machine) as guest:
         assert len(guest.processes) > 3
-        for told in trace(guest, "NtWriteFile", process="notepad.exe", limit=120):
+        for told in trace(guest, "NtWriteFile", process="notepad.exe", limit=WRITES):
             write = writes.add(told)
             assert write is not None and write.complete, told["arguments"]
             by_thread[told["tid"]].append(write)

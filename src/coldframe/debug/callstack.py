@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 from coldframe.capabilities import ReadsMemory
 from coldframe.debug.current import current_thread
@@ -88,6 +89,7 @@ class StackWalker:
         self.names = Names()
         self.modules = ModuleFinder(guest)
         self._tables: dict[tuple[str, int, int, int], FunctionTable] = {}
+        self._own_tables: WeakKeyDictionary[Module, FunctionTable] = WeakKeyDictionary()
 
     def walk(
         self,
@@ -195,11 +197,13 @@ class StackWalker:
         return how, unwound
 
     def _table(self, module: Module, memory: ReadsMemory) -> FunctionTable:
+        """Shared by every process that has the image; by itself where no timestamp tells it from another image."""
+        if not module.timestamp:
+            table = self._own_tables.get(module)
+            if table is None:
+                table = self._own_tables[module] = FunctionTable(memory, module.base)
+            return table
         key = (module.path.lower(), module.base, module.size, module.timestamp)
-        if not module.timestamp and not module.is_kernel:
-            return self.guest.once(
-                ("unwind table", module.memory.dtb, module.base), lambda: FunctionTable(memory, module.base)
-            )
         table = self._tables.get(key)
         if table is None:
             table = self._tables[key] = FunctionTable(memory, module.base)

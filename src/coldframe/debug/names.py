@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from weakref import WeakKeyDictionary
 
 from coldframe.errors import ColdframeError, FormatError, SymbolFileNotFoundError, UnreadableMemoryError
 from coldframe.symbols.model import Symbols
 from coldframe.windows.module import Module
-
-_Key = tuple[str, int, int]
 
 
 class _Exports:
@@ -25,10 +24,11 @@ class _Exports:
 
 
 class Names:
-    """Names of addresses, for one guest. An image's exports are kept by its path, size and timestamp."""
+    """Names of addresses, for one guest. What was found for a `Module` is kept as long as that object lives."""
 
     def __init__(self) -> None:
-        self._exports: dict[_Key, _Exports] = {}
+        self._found: WeakKeyDictionary[Module, Symbols] = WeakKeyDictionary()
+        self._exports: WeakKeyDictionary[Module, _Exports] = WeakKeyDictionary()
 
     def nearest(self, module: Module, address: int) -> tuple[str, int] | None:
         """The symbol of `module` at or below `address` and the distance in bytes; None where nothing names it."""
@@ -37,22 +37,23 @@ class Names:
         if symbols is not None:
             return symbols.nearest(rva)
         try:
-            return self._exported(module).nearest(rva)
+            exports = self._exports.get(module)
+            if exports is None:
+                exports = self._exports[module] = _Exports(module)
         except (FormatError, UnreadableMemoryError):
             return None
+        return exports.nearest(rva)
 
     def _symbols(self, module: Module) -> Symbols | None:
+        found = self._found.get(module)
+        if found is not None:
+            return found
         try:
-            return module.symbols.symbols
+            found = module.symbols.symbols
         except SymbolFileNotFoundError:
             return None
         except ColdframeError as error:  # a PDB that is damaged names nothing, and must not end a stack walk
             module.guest.warn(f"symbols of {module.name}: {error}")
             return None
-
-    def _exported(self, module: Module) -> _Exports:
-        key = (module.path.lower() or f"{module.base:x}", module.size, module.timestamp)
-        found = self._exports.get(key)
-        if found is None:
-            found = self._exports[key] = _Exports(module)
+        self._found[module] = found
         return found
