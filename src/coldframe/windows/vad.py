@@ -197,7 +197,7 @@ class VadTree(Sequence[Vad]):
             end=vad.end,
             private=private,
             prototype_pte=None if private else vad.prototype_pte(address),
-            says=vad.says,
+            says=lambda: vad.says,
         )
 
     def _walk(self) -> Iterator[Vad]:
