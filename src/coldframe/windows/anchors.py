@@ -30,7 +30,6 @@ PAGE_FAULT = 14
 _GATE = struct.Struct("<HHHHI4x")  # a 64-bit interrupt gate: Intel SDM 3A, 6.14.1
 _CHUNK = 64 << 20
 _KPCR_SPAN = 0x10000  # how much of a KPCR is searched for the kernel's CR3
-_MOST_ENTRIES = 1 << 24  # page-table entries read in search of the kernel's headers
 _MOST_CANDIDATES = 256
 _LONGEST_RECORD = 64  # of an RSDS record of the kernel: 24 bytes and a short name
 _SYSTEM = b"System".ljust(15, b"\0")  # EPROCESS.ImageFileName of the System process
@@ -157,7 +156,7 @@ def low_stub(search: Search) -> Found:
                 if isinstance(found, KernelLocation):
                     return found
                 search.fail("low stub", found)
-                return _noted(search, "low stub", _in_space(space, f"CR3 of the low stub at {address:#x}"))
+                return _noted(search, "low stub", _in_space(search, space, f"CR3 of the low stub at {address:#x}"))
     search.fail("low stub", "no processor start block in 0x1000-0x100000")
     return None
 
@@ -295,7 +294,7 @@ def _from_tables(search: Search, anchor: str, candidates: Iterator[int]) -> Foun
             if space.translate(KUSER_SHARED_DATA) is None:
                 continue
             tried += 1
-            found = _in_space(space, f"{anchor} at {dtb:#x}")
+            found = _in_space(search, space, f"{anchor} at {dtb:#x}")
             if isinstance(found, KernelLocation):
                 return found
             said = found
@@ -312,12 +311,12 @@ def _noted(search: Search, anchor: str, found: KernelLocation | str) -> Found:
     return None
 
 
-def _in_space(space: BareSpace, how: str) -> KernelLocation | str:
+def _in_space(search: Search, space: BareSpace, how: str) -> KernelLocation | str:
     """Look at every mapped page of the upper half for the kernel's headers, first where NT is loaded."""
     others = 0
     parts = ((496, 511), (256, 495)) if space.levels == 4 else ((511, 511), (256, 510))
     for first, last in parts:
-        for page in image_pages(space, space.mapped(first, last, _MOST_ENTRIES)):
+        for page in image_pages(space, space.mapped(first, last, search.spend)):
             found = kernel_at(space, page, how)
             if isinstance(found, KernelLocation):
                 return found

@@ -7,7 +7,7 @@ kept for the object's lifetime, so an object must not outlive a pause of the gue
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PhysicalMemory
@@ -79,10 +79,12 @@ class BareSpace:
                 yield start, physical & ~(span - 1), span
             address = start - 1
 
-    def mapped(self, first: int, last: int, limit: int) -> Iterator[tuple[int, int, int]]:
-        """Each mapped page from PML4 (or PML5) slot `first` to slot `last`, ascending; at most `limit` entries read."""
+    def mapped(self, first: int, last: int, spend: Callable[[int], bool]) -> Iterator[tuple[int, int, int]]:
+        """Each mapped page from PML4 (or PML5) slot `first` to slot `last`, ascending.
+
+        `spend` is told how many entries were read, and ends the walk by saying False.
+        """
         stack = [(self.dtb, self.levels - 1, 0, first, last)]
-        budget = limit
         while stack:
             table, level, base, low, high = stack.pop()
             entries = self._table(table)
@@ -101,8 +103,7 @@ class BareSpace:
                     yield canonical(address, self.levels), entry & FRAME & -(1 << shift), 1 << shift
                 else:
                     below.append((entry & FRAME, level - 1, address, 0, 511))
-            budget -= high + 1 - low
-            if budget <= 0:
+            if not spend(high + 1 - low):
                 return
             stack.extend(reversed(below))
 

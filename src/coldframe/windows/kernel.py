@@ -23,6 +23,8 @@ KERNEL_PDBS = frozenset({"ntkrnlmp.pdb", "ntoskrnl.pdb", "ntkrnlpa.pdb", "ntkrpa
 KERNEL_HALF = 0xFFFF_8000_0000_0000
 KUSER_SHARED_DATA = 0xFFFF_F780_0000_0000  # fixed on every x64 Windows: ntddk.h KI_USER_SHARED_DATA
 WINDOW = 64 << 20  # how far below an address inside the kernel its headers are looked for
+_PART = 2 << 20  # how much of a larger page is looked at in one go
+_MOST_ENTRIES = 1 << 24  # page-table entries that a whole search may read
 _CR0_PG = 1 << 31
 _CR4_LA57 = 1 << 12
 _EFER_LMA = 1 << 10
@@ -56,18 +58,22 @@ Anchor = Callable[[], KernelLocation | None]
 class Search:
     """One search: the target, what is known of its registers, and why each anchor failed so far."""
 
-    def __init__(
-        self, physical: PhysicalMemory, store: FindsSymbols | None, registers: Sequence[Registers], note: str = ""
-    ) -> None:
+    def __init__(self, physical: PhysicalMemory, store: FindsSymbols | None, registers: Sequence[Registers]) -> None:
         self.physical = physical
         self.store = store
         self.registers = registers
-        self.reasons: list[str] = [note] if note else []
+        self.reasons: list[str] = []
         self._tried: set[tuple[int, int, int]] = set()
+        self._entries = _MOST_ENTRIES
 
     def fail(self, anchor: str, reason: str) -> None:
         """Note why `anchor` did not lead to a kernel."""
         self.reasons.append(f"{anchor}: {reason}")
+
+    def spend(self, entries: int) -> bool:
+        """Count page-table entries read; False when the search has read more than any guest needs."""
+        self._entries -= entries
+        return self._entries > 0
 
     def spaces(self, vcpu: int) -> Iterator[BareSpace]:
         """The address space of `vcpu` by its CR3; both depths where CR4 is not known."""
@@ -133,13 +139,14 @@ def depths(registers: Registers) -> tuple[int, ...]:
 def image_pages(space: BareSpace, pages: Iterator[tuple[int, int, int]]) -> Iterator[int]:
     """Virtual addresses in `pages` at which an image may begin ("MZ"): from the top down within each large page."""
     for address, physical, size in pages:
-        try:
-            data = space.physical.view(physical, size)
-        except UnreadableMemoryError:
-            continue
-        starts = np.flatnonzero((data[::PAGE_SIZE] == 0x4D) & (data[1::PAGE_SIZE] == 0x5A))
-        for number in starts[::-1]:
-            yield address + int(number) * PAGE_SIZE
+        for part in range((size - 1) // _PART * _PART, -1, -_PART):
+            try:
+                data = space.physical.view(physical + part, min(size - part, _PART))
+            except UnreadableMemoryError:
+                continue
+            starts = np.flatnonzero((data[::PAGE_SIZE] == 0x4D) & (data[1::PAGE_SIZE] == 0x5A))
+            for number in starts[::-1]:
+                yield address + part + int(number) * PAGE_SIZE
 
 
 def kernel_at(space: BareSpace, address: int, how: str) -> KernelLocation | str:
