@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from builder import MB, PAGE, ImageBuilder, bit_field_types, kernel, kernel_files, pattern  # noqa: E402
-from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver  # noqa: E402
+from coldframe.paging import FORMATS, AddressSpace, BulkResolver, PteLayout, Resolver  # noqa: E402
 
 try:
     from volatility3.framework import contexts
@@ -34,21 +34,25 @@ RUNS = 7
 
 
 def timed(
-    action: Callable[[int], object], addresses: list[int], *, before: Callable[[], object] = lambda: None
+    action: Callable[[int], object],
+    addresses: list[int],
+    *,
+    before: Callable[[], object] = lambda: None,
+    share: int | None = None,
 ) -> list[float]:
-    """Seconds an operation of each run over all addresses."""
+    """Seconds of each run over all addresses, shared among `share` operations (as many as addresses)."""
     out = []
     for _ in range(RUNS):
         before()
         start = time.perf_counter()
         for address in addresses:
             action(address)
-        out.append((time.perf_counter() - start) / len(addresses))
+        out.append((time.perf_counter() - start) / (share or len(addresses)))
     return out
 
 
-def volatility_layer(image: bytes, dtb: int) -> Callable[[int], object] | None:
-    """volatility3's translation over the same bytes; None where it is not installed."""
+def volatility_layer(image: bytes, dtb: int) -> intel.WindowsIntel32e | None:
+    """volatility3's layer over the same bytes; None where it is not installed."""
     if contexts is None:
         return None
     context = contexts.Context()
@@ -56,7 +60,7 @@ def volatility_layer(image: bytes, dtb: int) -> Callable[[int], object] | None:
     path = "layer"
     context.config[f"{path}.memory_layer"] = "memory"
     context.config[f"{path}.page_map_offset"] = dtb
-    return intel.WindowsIntel32e(context, path, "layer").translate
+    return intel.WindowsIntel32e(context, path, "layer")
 
 
 def main() -> None:
@@ -89,9 +93,16 @@ def main() -> None:
         ("u64, again", timed(space.u64, valid)),
         ("read 4 KB, again", timed(lambda address: space.read(address & ~0xFFF, PAGE), valid)),
     ]
-    other = volatility_layer(bytes(builder.ram[0].data), dtb)
-    if other is not None:
-        rows.append(("volatility3: translate", timed(other, valid)))
+    layer = volatility_layer(bytes(builder.ram[0].data), dtb)
+    if layer is not None:
+        rows.append(("volatility3: translate", timed(layer.translate, valid)))
+    bulk = BulkResolver(resolver)
+    found = len(bulk.pages(dtb))
+    rows.append(("list every page, in bulk, a page", timed(lambda _: bulk.pages(dtb), [0], share=found)))
+    if layer is not None:
+        mapped = len(list(layer.mapping(BASE, 1 << 33, ignore_errors=True)))
+        times = timed(lambda _: list(layer.mapping(BASE, 1 << 33, ignore_errors=True)), [0], share=mapped)
+        rows.append(("volatility3: list every page, a page", times))
     table = Table("operation", "median µs", "best µs", "a second")
     for name, times in rows:
         median = statistics.median(times)
