@@ -833,6 +833,10 @@
 #define OFF__OBJECT_CREATE_INFORMATION__ProbeMode 0x10
 #define SIZEOF__POOL_HEADER 0x10
 #define SIZEOF__POOL_TRACKER_BIG_PAGES 0x18
+#define OFF__POOL_TRACKER_BIG_PAGES__Va 0x0
+#define OFF__POOL_TRACKER_BIG_PAGES__Key 0x8
+#define HAVE__POOL_TRACKER_BIG_PAGES__PoolType 1
+#define OFF__POOL_TRACKER_BIG_PAGES__NumberOfBytes 0x10
 #define SIZEOF__MMPTE_HARDWARE 0x8
 #define SIZEOF__MMPTE_PROTOTYPE 0x8
 #define SIZEOF__MMPTE_SOFTWARE 0x8
@@ -1225,11 +1229,94 @@
 #define OFF__LDR_DDAG_NODE__Modules 0x0
 #define OFF__LDR_DDAG_NODE__LoadCount 0x18
 #define OFF__LDR_DDAG_NODE__State 0x38
+#define SIZEOF__ERESOURCE 0x68
+#define OFF__ERESOURCE__SystemResourcesList 0x0
+#define OFF__ERESOURCE__ActiveCount 0x18
+#define OFF__ERESOURCE__Flag 0x1a
+#define SIZEOF__TOKEN 0x498
+#define OFF__TOKEN__TokenId 0x10
+#define OFF__TOKEN__UserAndGroupCount 0x7c
+#define OFF__TOKEN__SessionId 0x78
+#define OFF__TOKEN__UserAndGroups 0x98
+#define SIZEOF__CM_KEY_BODY 0x68
+#define OFF__CM_KEY_BODY__Type 0x0
+#define OFF__CM_KEY_BODY__KeyControlBlock 0x8
+#define SIZEOF__CMHIVE 0x12e8
+#define OFF__CMHIVE__Hive 0x0
+#define OFF__CMHIVE__HiveList 0x640
+#define SIZEOF__CM_KEY_NODE 0x50
+#define OFF__CM_KEY_NODE__Signature 0x0
+#define OFF__CM_KEY_NODE__Flags 0x2
+#define SIZEOF__CM_KEY_VALUE 0x18
+#define OFF__CM_KEY_VALUE__Signature 0x0
+#define OFF__CM_KEY_VALUE__NameLength 0x2
+#define OFF__CM_KEY_VALUE__DataLength 0x4
+#define OFF__CM_KEY_VALUE__Data 0x8
+#define OFF__CM_KEY_VALUE__Type 0xc
+#define SIZEOF__HMAP_ENTRY 0x18
+#define HAVE__HMAP_ENTRY__BlockOffset 1
+#define OFF__HMAP_ENTRY__BlockOffset 0x0
+#define HAVE__HMAP_ENTRY__PermanentBinAddress 1
+#define OFF__HMAP_ENTRY__PermanentBinAddress 0x8
+#define SIZEOF__KMUTANT 0x38
+#define OFF__KMUTANT__Header 0x0
+#define OFF__KMUTANT__OwnerThread 0x28
+#define SIZEOF__SHARED_CACHE_MAP 0x228
+#define OFF__SHARED_CACHE_MAP__FileSize 0x8
+#define OFF__SHARED_CACHE_MAP__SectionSize 0x20
+#define OFF__SHARED_CACHE_MAP__ValidDataLength 0x28
+#define HAVE__SHARED_CACHE_MAP__FileObjectFastRef 1
+#define OFF__SHARED_CACHE_MAP__FileObjectFastRef 0x60
+#define OFF__SHARED_CACHE_MAP__InitialVacbs 0x38
+#define OFF__SHARED_CACHE_MAP__Vacbs 0x58
+#define OFF__SHARED_CACHE_MAP__Section 0xa8
+#define SIZEOF__VACB 0x28
+#define OFF__VACB__BaseAddress 0x0
+#define OFF__VACB__SharedCacheMap 0x8
+#define SIZEOF__IMAGE_DOS_HEADER 0x40
+#define OFF__IMAGE_DOS_HEADER__e_magic 0x0
+#define OFF__IMAGE_DOS_HEADER__e_lfanew 0x3c
+#define SIZEOF__IMAGE_FILE_HEADER 0x14
+#define OFF__IMAGE_FILE_HEADER__Machine 0x0
+#define OFF__IMAGE_FILE_HEADER__NumberOfSections 0x2
+#define OFF__IMAGE_FILE_HEADER__TimeDateStamp 0x4
+#define OFF__IMAGE_FILE_HEADER__SizeOfOptionalHeader 0x10
+#define OFF__IMAGE_FILE_HEADER__Characteristics 0x12
+#define SIZEOF__IMAGE_DATA_DIRECTORY 0x8
+#define OFF__IMAGE_DATA_DIRECTORY__VirtualAddress 0x0
+#define OFF__IMAGE_DATA_DIRECTORY__Size 0x4
+#define SIZEOF__IMAGE_OPTIONAL_HEADER64 0xf0
+#define OFF__IMAGE_OPTIONAL_HEADER64__Magic 0x0
+#define OFF__IMAGE_OPTIONAL_HEADER64__AddressOfEntryPoint 0x10
+#define OFF__IMAGE_OPTIONAL_HEADER64__ImageBase 0x18
+#define OFF__IMAGE_OPTIONAL_HEADER64__SectionAlignment 0x20
+#define OFF__IMAGE_OPTIONAL_HEADER64__FileAlignment 0x24
+#define OFF__IMAGE_OPTIONAL_HEADER64__SizeOfImage 0x38
+#define OFF__IMAGE_OPTIONAL_HEADER64__SizeOfHeaders 0x3c
+#define OFF__IMAGE_OPTIONAL_HEADER64__MajorOperatingSystemVersion 0x28
+#define OFF__IMAGE_OPTIONAL_HEADER64__MinorOperatingSystemVersion 0x2a
+#define OFF__IMAGE_OPTIONAL_HEADER64__CheckSum 0x40
+#define OFF__IMAGE_OPTIONAL_HEADER64__DataDirectory 0x70
+#define SIZEOF__IMAGE_NT_HEADERS64 0x108
+#define OFF__IMAGE_NT_HEADERS64__Signature 0x0
+#define OFF__IMAGE_NT_HEADERS64__FileHeader 0x4
+#define OFF__IMAGE_NT_HEADERS64__OptionalHeader 0x18
+#define SIZEOF__IMAGE_SECTION_HEADER 0x28
+#define OFF__IMAGE_SECTION_HEADER__Name 0x0
+#define OFF__IMAGE_SECTION_HEADER__Misc_VirtualSize 0x8
+#define OFF__IMAGE_SECTION_HEADER__VirtualAddress 0xc
+#define OFF__IMAGE_SECTION_HEADER__SizeOfRawData 0x10
+#define OFF__IMAGE_SECTION_HEADER__PointerToRawData 0x14
+#define OFF__IMAGE_SECTION_HEADER__Characteristics 0x24
 
 #ifndef __ASSEMBLER__
 
 struct _ALPC_PROCESS_CONTEXT;
 struct _CLIENT_ID;
+struct _CMHIVE;
+struct _CM_KEY_BODY;
+struct _CM_KEY_NODE;
+struct _CM_KEY_VALUE;
 struct _CONTEXT;
 struct _CONTROL_AREA;
 struct _CURDIR;
@@ -1241,6 +1328,7 @@ struct _DISPATCHER_HEADER;
 struct _DRIVER_EXTENSION;
 struct _DRIVER_OBJECT;
 struct _EPROCESS;
+struct _ERESOURCE;
 struct _ETHREAD;
 struct _EXCEPTION_RECORD;
 struct _EXHANDLE;
@@ -1255,6 +1343,14 @@ struct _HANDLE_TABLE;
 union _HANDLE_TABLE_ENTRY;
 struct _HANDLE_TABLE_ENTRY_INFO;
 struct _HANDLE_TABLE_FREE_LIST;
+struct _HHIVE;
+struct _HMAP_ENTRY;
+struct _IMAGE_DATA_DIRECTORY;
+struct _IMAGE_DOS_HEADER;
+struct _IMAGE_FILE_HEADER;
+struct _IMAGE_NT_HEADERS64;
+struct _IMAGE_OPTIONAL_HEADER64;
+struct _IMAGE_SECTION_HEADER;
 struct _INVERTED_FUNCTION_TABLE;
 struct _INVERTED_FUNCTION_TABLE_ENTRY;
 struct _IO_COMPLETION_CONTEXT;
@@ -1272,6 +1368,7 @@ struct _KGATE;
 union _KGDTENTRY64;
 union _KIDTENTRY64;
 struct _KLDR_DATA_TABLE_ENTRY;
+struct _KMUTANT;
 struct _KPCR;
 struct _KPRCB;
 union _KPRCBFLAG;
@@ -1293,6 +1390,7 @@ union _LARGE_INTEGER;
 struct _LDR_DATA_TABLE_ENTRY;
 struct _LDR_DDAG_NODE;
 struct _LIST_ENTRY;
+struct _LUID;
 struct _M128A;
 struct _MACHINE_FRAME;
 struct _MAPPED_FILE_SEGMENT;
@@ -1395,19 +1493,26 @@ struct _SECTION_OBJECT_POINTERS;
 struct _SEGMENT;
 struct _SEGMENT_FLAGS;
 struct _SE_AUDIT_PROCESS_CREATION_INFO;
+struct _SHARED_CACHE_MAP;
 struct _SINGLE_LIST_ENTRY;
 union _SLIST_HEADER;
 struct _STRING;
 struct _SUBSECTION;
 struct _TEB;
+struct _TOKEN;
 union _ULARGE_INTEGER;
 struct _UNICODE_STRING;
+struct _VACB;
 struct _VPB;
 struct _WAIT_CONTEXT_BLOCK;
 struct _XSAVE_FORMAT;
 
 typedef struct _ALPC_PROCESS_CONTEXT ALPC_PROCESS_CONTEXT, *PALPC_PROCESS_CONTEXT;
 typedef struct _CLIENT_ID CLIENT_ID, *PCLIENT_ID;
+typedef struct _CMHIVE CMHIVE, *PCMHIVE;
+typedef struct _CM_KEY_BODY CM_KEY_BODY, *PCM_KEY_BODY;
+typedef struct _CM_KEY_NODE CM_KEY_NODE, *PCM_KEY_NODE;
+typedef struct _CM_KEY_VALUE CM_KEY_VALUE, *PCM_KEY_VALUE;
 typedef struct _CONTEXT CONTEXT, *PCONTEXT;
 typedef struct _CONTROL_AREA CONTROL_AREA, *PCONTROL_AREA;
 typedef struct _CURDIR CURDIR, *PCURDIR;
@@ -1419,6 +1524,7 @@ typedef struct _DISPATCHER_HEADER DISPATCHER_HEADER, *PDISPATCHER_HEADER;
 typedef struct _DRIVER_EXTENSION DRIVER_EXTENSION, *PDRIVER_EXTENSION;
 typedef struct _DRIVER_OBJECT DRIVER_OBJECT, *PDRIVER_OBJECT;
 typedef struct _EPROCESS EPROCESS, *PEPROCESS;
+typedef struct _ERESOURCE ERESOURCE, *PERESOURCE;
 typedef struct _ETHREAD ETHREAD, *PETHREAD;
 typedef struct _EXCEPTION_RECORD EXCEPTION_RECORD, *PEXCEPTION_RECORD;
 typedef struct _EXHANDLE EXHANDLE, *PEXHANDLE;
@@ -1433,6 +1539,14 @@ typedef struct _HANDLE_TABLE HANDLE_TABLE, *PHANDLE_TABLE;
 typedef union _HANDLE_TABLE_ENTRY HANDLE_TABLE_ENTRY, *PHANDLE_TABLE_ENTRY;
 typedef struct _HANDLE_TABLE_ENTRY_INFO HANDLE_TABLE_ENTRY_INFO, *PHANDLE_TABLE_ENTRY_INFO;
 typedef struct _HANDLE_TABLE_FREE_LIST HANDLE_TABLE_FREE_LIST, *PHANDLE_TABLE_FREE_LIST;
+typedef struct _HHIVE HHIVE, *PHHIVE;
+typedef struct _HMAP_ENTRY HMAP_ENTRY, *PHMAP_ENTRY;
+typedef struct _IMAGE_DATA_DIRECTORY IMAGE_DATA_DIRECTORY, *PIMAGE_DATA_DIRECTORY;
+typedef struct _IMAGE_DOS_HEADER IMAGE_DOS_HEADER, *PIMAGE_DOS_HEADER;
+typedef struct _IMAGE_FILE_HEADER IMAGE_FILE_HEADER, *PIMAGE_FILE_HEADER;
+typedef struct _IMAGE_NT_HEADERS64 IMAGE_NT_HEADERS64, *PIMAGE_NT_HEADERS64;
+typedef struct _IMAGE_OPTIONAL_HEADER64 IMAGE_OPTIONAL_HEADER64, *PIMAGE_OPTIONAL_HEADER64;
+typedef struct _IMAGE_SECTION_HEADER IMAGE_SECTION_HEADER, *PIMAGE_SECTION_HEADER;
 typedef struct _INVERTED_FUNCTION_TABLE INVERTED_FUNCTION_TABLE, *PINVERTED_FUNCTION_TABLE;
 typedef struct _INVERTED_FUNCTION_TABLE_ENTRY INVERTED_FUNCTION_TABLE_ENTRY, *PINVERTED_FUNCTION_TABLE_ENTRY;
 typedef struct _IO_COMPLETION_CONTEXT IO_COMPLETION_CONTEXT, *PIO_COMPLETION_CONTEXT;
@@ -1450,6 +1564,7 @@ typedef struct _KGATE KGATE, *PKGATE;
 typedef union _KGDTENTRY64 KGDTENTRY64, *PKGDTENTRY64;
 typedef union _KIDTENTRY64 KIDTENTRY64, *PKIDTENTRY64;
 typedef struct _KLDR_DATA_TABLE_ENTRY KLDR_DATA_TABLE_ENTRY, *PKLDR_DATA_TABLE_ENTRY;
+typedef struct _KMUTANT KMUTANT, *PKMUTANT;
 typedef struct _KPCR KPCR, *PKPCR;
 typedef struct _KPRCB KPRCB, *PKPRCB;
 typedef union _KPRCBFLAG KPRCBFLAG, *PKPRCBFLAG;
@@ -1471,6 +1586,7 @@ typedef union _LARGE_INTEGER LARGE_INTEGER, *PLARGE_INTEGER;
 typedef struct _LDR_DATA_TABLE_ENTRY LDR_DATA_TABLE_ENTRY, *PLDR_DATA_TABLE_ENTRY;
 typedef struct _LDR_DDAG_NODE LDR_DDAG_NODE, *PLDR_DDAG_NODE;
 typedef struct _LIST_ENTRY LIST_ENTRY, *PLIST_ENTRY;
+typedef struct _LUID LUID, *PLUID;
 typedef struct _M128A M128A, *PM128A;
 typedef struct _MACHINE_FRAME MACHINE_FRAME, *PMACHINE_FRAME;
 typedef struct _MAPPED_FILE_SEGMENT MAPPED_FILE_SEGMENT, *PMAPPED_FILE_SEGMENT;
@@ -1573,13 +1689,16 @@ typedef struct _SECTION_OBJECT_POINTERS SECTION_OBJECT_POINTERS, *PSECTION_OBJEC
 typedef struct _SEGMENT SEGMENT, *PSEGMENT;
 typedef struct _SEGMENT_FLAGS SEGMENT_FLAGS, *PSEGMENT_FLAGS;
 typedef struct _SE_AUDIT_PROCESS_CREATION_INFO SE_AUDIT_PROCESS_CREATION_INFO, *PSE_AUDIT_PROCESS_CREATION_INFO;
+typedef struct _SHARED_CACHE_MAP SHARED_CACHE_MAP, *PSHARED_CACHE_MAP;
 typedef struct _SINGLE_LIST_ENTRY SINGLE_LIST_ENTRY, *PSINGLE_LIST_ENTRY;
 typedef union _SLIST_HEADER SLIST_HEADER, *PSLIST_HEADER;
 typedef struct _STRING STRING, *PSTRING;
 typedef struct _SUBSECTION SUBSECTION, *PSUBSECTION;
 typedef struct _TEB TEB, *PTEB;
+typedef struct _TOKEN TOKEN, *PTOKEN;
 typedef union _ULARGE_INTEGER ULARGE_INTEGER, *PULARGE_INTEGER;
 typedef struct _UNICODE_STRING UNICODE_STRING, *PUNICODE_STRING;
+typedef struct _VACB VACB, *PVACB;
 typedef struct _VPB VPB, *PVPB;
 typedef struct _WAIT_CONTEXT_BLOCK WAIT_CONTEXT_BLOCK, *PWAIT_CONTEXT_BLOCK;
 typedef struct _XSAVE_FORMAT XSAVE_FORMAT, *PXSAVE_FORMAT;
@@ -4706,6 +4825,154 @@ struct _LDR_DDAG_NODE {
     unsigned char __pad3[0x14];
 };
 
+struct _ERESOURCE {
+    struct _LIST_ENTRY SystemResourcesList;
+    unsigned char __pad1[0x8];
+    short ActiveCount;
+    unsigned short Flag;
+    unsigned char __pad2[0x4c];
+};
+
+struct _LUID {
+    unsigned long __opaque[2];
+};
+
+struct _TOKEN {
+    unsigned char __pad1[0x10];
+    struct _LUID TokenId;
+    unsigned char __pad2[0x60];
+    unsigned long SessionId;
+    unsigned long UserAndGroupCount;
+    unsigned char __pad3[0x18];
+    struct _SID_AND_ATTRIBUTES *UserAndGroups;
+    unsigned char __pad4[0x3f8];
+};
+
+struct _CM_KEY_BODY {
+    unsigned long Type;
+    unsigned char __pad1[0x4];
+    struct _CM_KEY_CONTROL_BLOCK *KeyControlBlock;
+    unsigned char __pad2[0x58];
+};
+
+struct _HHIVE {
+    unsigned long long __opaque[192];
+};
+
+struct _CMHIVE {
+    struct _HHIVE Hive;
+    unsigned char __pad1[0x40];
+    struct _LIST_ENTRY HiveList;
+    unsigned char __pad2[0xc98];
+};
+
+#pragma pack(push, 4)
+struct _CM_KEY_NODE {
+    unsigned short Signature;
+    unsigned short Flags;
+    unsigned char __pad1[0x4c];
+};
+#pragma pack(pop)
+
+struct _CM_KEY_VALUE {
+    unsigned short Signature;
+    unsigned short NameLength;
+    unsigned long DataLength;
+    unsigned long Data;
+    unsigned long Type;
+    unsigned char __pad1[0x8];
+};
+
+struct _HMAP_ENTRY {
+    unsigned long long BlockOffset;
+    unsigned long long PermanentBinAddress;
+    unsigned char __pad1[0x8];
+};
+
+struct _KMUTANT {
+    struct _DISPATCHER_HEADER Header;
+    unsigned char __pad1[0x10];
+    struct _KTHREAD *OwnerThread;
+    unsigned char __pad2[0x8];
+};
+
+struct _SHARED_CACHE_MAP {
+    unsigned char __pad1[0x8];
+    union _LARGE_INTEGER FileSize;
+    unsigned char __pad2[0x10];
+    union _LARGE_INTEGER SectionSize;
+    union _LARGE_INTEGER ValidDataLength;
+    unsigned char __pad3[0x8];
+    struct _VACB *InitialVacbs[4];
+    struct _VACB **Vacbs;
+    struct _EX_FAST_REF FileObjectFastRef;
+    unsigned char __pad4[0x40];
+    void *Section;
+    unsigned char __pad5[0x178];
+};
+
+struct _VACB {
+    void *BaseAddress;
+    struct _SHARED_CACHE_MAP *SharedCacheMap;
+    unsigned char __pad1[0x18];
+};
+
+struct _IMAGE_DOS_HEADER {
+    unsigned short e_magic;
+    unsigned char __pad1[0x3a];
+    long e_lfanew;
+};
+
+struct _IMAGE_FILE_HEADER {
+    unsigned short Machine;
+    unsigned short NumberOfSections;
+    unsigned long TimeDateStamp;
+    unsigned char __pad1[0x8];
+    unsigned short SizeOfOptionalHeader;
+    unsigned short Characteristics;
+};
+
+struct _IMAGE_DATA_DIRECTORY {
+    unsigned long VirtualAddress;
+    unsigned long Size;
+};
+
+struct _IMAGE_OPTIONAL_HEADER64 {
+    unsigned short Magic;
+    unsigned char __pad1[0xe];
+    unsigned long AddressOfEntryPoint;
+    unsigned char __pad2[0x4];
+    unsigned long long ImageBase;
+    unsigned long SectionAlignment;
+    unsigned long FileAlignment;
+    unsigned short MajorOperatingSystemVersion;
+    unsigned short MinorOperatingSystemVersion;
+    unsigned char __pad3[0xc];
+    unsigned long SizeOfImage;
+    unsigned long SizeOfHeaders;
+    unsigned long CheckSum;
+    unsigned char __pad4[0x2c];
+    struct _IMAGE_DATA_DIRECTORY DataDirectory[16];
+};
+
+struct _IMAGE_NT_HEADERS64 {
+    unsigned long Signature;
+    struct _IMAGE_FILE_HEADER FileHeader;
+    struct _IMAGE_OPTIONAL_HEADER64 OptionalHeader;
+};
+
+struct _IMAGE_SECTION_HEADER {
+    unsigned char Name[8];
+    union {
+        unsigned long VirtualSize;
+    } Misc;
+    unsigned long VirtualAddress;
+    unsigned long SizeOfRawData;
+    unsigned long PointerToRawData;
+    unsigned char __pad1[0xc];
+    unsigned long Characteristics;
+};
+
 _Static_assert(sizeof(struct _LIST_ENTRY) == 0x10, "_LIST_ENTRY");
 _Static_assert(sizeof(struct _SINGLE_LIST_ENTRY) == 0x8, "_SINGLE_LIST_ENTRY");
 _Static_assert(sizeof(struct _UNICODE_STRING) == 0x10, "_UNICODE_STRING");
@@ -5447,6 +5714,9 @@ _Static_assert(__builtin_offsetof(struct _OBJECT_CREATE_INFORMATION, RootDirecto
 _Static_assert(__builtin_offsetof(struct _OBJECT_CREATE_INFORMATION, ProbeMode) == 0x10, "_OBJECT_CREATE_INFORMATION.ProbeMode");
 _Static_assert(sizeof(struct _POOL_HEADER) == 0x10, "_POOL_HEADER");
 _Static_assert(sizeof(struct _POOL_TRACKER_BIG_PAGES) == 0x18, "_POOL_TRACKER_BIG_PAGES");
+_Static_assert(__builtin_offsetof(struct _POOL_TRACKER_BIG_PAGES, Va) == 0x0, "_POOL_TRACKER_BIG_PAGES.Va");
+_Static_assert(__builtin_offsetof(struct _POOL_TRACKER_BIG_PAGES, Key) == 0x8, "_POOL_TRACKER_BIG_PAGES.Key");
+_Static_assert(__builtin_offsetof(struct _POOL_TRACKER_BIG_PAGES, NumberOfBytes) == 0x10, "_POOL_TRACKER_BIG_PAGES.NumberOfBytes");
 _Static_assert(sizeof(struct _MMPTE_HARDWARE) == 0x8, "_MMPTE_HARDWARE");
 _Static_assert(sizeof(struct _MMPTE_PROTOTYPE) == 0x8, "_MMPTE_PROTOTYPE");
 _Static_assert(sizeof(struct _MMPTE_SOFTWARE) == 0x8, "_MMPTE_SOFTWARE");
@@ -5747,6 +6017,84 @@ _Static_assert(sizeof(struct _LDR_DDAG_NODE) == 0x50, "_LDR_DDAG_NODE");
 _Static_assert(__builtin_offsetof(struct _LDR_DDAG_NODE, Modules) == 0x0, "_LDR_DDAG_NODE.Modules");
 _Static_assert(__builtin_offsetof(struct _LDR_DDAG_NODE, LoadCount) == 0x18, "_LDR_DDAG_NODE.LoadCount");
 _Static_assert(__builtin_offsetof(struct _LDR_DDAG_NODE, State) == 0x38, "_LDR_DDAG_NODE.State");
+_Static_assert(sizeof(struct _ERESOURCE) == 0x68, "_ERESOURCE");
+_Static_assert(__builtin_offsetof(struct _ERESOURCE, SystemResourcesList) == 0x0, "_ERESOURCE.SystemResourcesList");
+_Static_assert(__builtin_offsetof(struct _ERESOURCE, ActiveCount) == 0x18, "_ERESOURCE.ActiveCount");
+_Static_assert(__builtin_offsetof(struct _ERESOURCE, Flag) == 0x1a, "_ERESOURCE.Flag");
+_Static_assert(sizeof(struct _LUID) == 0x8, "_LUID");
+_Static_assert(sizeof(struct _TOKEN) == 0x498, "_TOKEN");
+_Static_assert(__builtin_offsetof(struct _TOKEN, TokenId) == 0x10, "_TOKEN.TokenId");
+_Static_assert(__builtin_offsetof(struct _TOKEN, UserAndGroupCount) == 0x7c, "_TOKEN.UserAndGroupCount");
+_Static_assert(__builtin_offsetof(struct _TOKEN, SessionId) == 0x78, "_TOKEN.SessionId");
+_Static_assert(__builtin_offsetof(struct _TOKEN, UserAndGroups) == 0x98, "_TOKEN.UserAndGroups");
+_Static_assert(sizeof(struct _CM_KEY_BODY) == 0x68, "_CM_KEY_BODY");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_BODY, Type) == 0x0, "_CM_KEY_BODY.Type");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_BODY, KeyControlBlock) == 0x8, "_CM_KEY_BODY.KeyControlBlock");
+_Static_assert(sizeof(struct _HHIVE) == 0x600, "_HHIVE");
+_Static_assert(sizeof(struct _CMHIVE) == 0x12e8, "_CMHIVE");
+_Static_assert(__builtin_offsetof(struct _CMHIVE, Hive) == 0x0, "_CMHIVE.Hive");
+_Static_assert(__builtin_offsetof(struct _CMHIVE, HiveList) == 0x640, "_CMHIVE.HiveList");
+_Static_assert(sizeof(struct _CM_KEY_NODE) == 0x50, "_CM_KEY_NODE");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_NODE, Signature) == 0x0, "_CM_KEY_NODE.Signature");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_NODE, Flags) == 0x2, "_CM_KEY_NODE.Flags");
+_Static_assert(sizeof(struct _CM_KEY_VALUE) == 0x18, "_CM_KEY_VALUE");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_VALUE, Signature) == 0x0, "_CM_KEY_VALUE.Signature");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_VALUE, NameLength) == 0x2, "_CM_KEY_VALUE.NameLength");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_VALUE, DataLength) == 0x4, "_CM_KEY_VALUE.DataLength");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_VALUE, Data) == 0x8, "_CM_KEY_VALUE.Data");
+_Static_assert(__builtin_offsetof(struct _CM_KEY_VALUE, Type) == 0xc, "_CM_KEY_VALUE.Type");
+_Static_assert(sizeof(struct _HMAP_ENTRY) == 0x18, "_HMAP_ENTRY");
+_Static_assert(__builtin_offsetof(struct _HMAP_ENTRY, BlockOffset) == 0x0, "_HMAP_ENTRY.BlockOffset");
+_Static_assert(__builtin_offsetof(struct _HMAP_ENTRY, PermanentBinAddress) == 0x8, "_HMAP_ENTRY.PermanentBinAddress");
+_Static_assert(sizeof(struct _KMUTANT) == 0x38, "_KMUTANT");
+_Static_assert(__builtin_offsetof(struct _KMUTANT, Header) == 0x0, "_KMUTANT.Header");
+_Static_assert(__builtin_offsetof(struct _KMUTANT, OwnerThread) == 0x28, "_KMUTANT.OwnerThread");
+_Static_assert(sizeof(struct _SHARED_CACHE_MAP) == 0x228, "_SHARED_CACHE_MAP");
+_Static_assert(__builtin_offsetof(struct _SHARED_CACHE_MAP, FileSize) == 0x8, "_SHARED_CACHE_MAP.FileSize");
+_Static_assert(__builtin_offsetof(struct _SHARED_CACHE_MAP, SectionSize) == 0x20, "_SHARED_CACHE_MAP.SectionSize");
+_Static_assert(__builtin_offsetof(struct _SHARED_CACHE_MAP, ValidDataLength) == 0x28, "_SHARED_CACHE_MAP.ValidDataLength");
+_Static_assert(__builtin_offsetof(struct _SHARED_CACHE_MAP, FileObjectFastRef) == 0x60, "_SHARED_CACHE_MAP.FileObjectFastRef");
+_Static_assert(__builtin_offsetof(struct _SHARED_CACHE_MAP, InitialVacbs) == 0x38, "_SHARED_CACHE_MAP.InitialVacbs");
+_Static_assert(__builtin_offsetof(struct _SHARED_CACHE_MAP, Vacbs) == 0x58, "_SHARED_CACHE_MAP.Vacbs");
+_Static_assert(__builtin_offsetof(struct _SHARED_CACHE_MAP, Section) == 0xa8, "_SHARED_CACHE_MAP.Section");
+_Static_assert(sizeof(struct _VACB) == 0x28, "_VACB");
+_Static_assert(__builtin_offsetof(struct _VACB, BaseAddress) == 0x0, "_VACB.BaseAddress");
+_Static_assert(__builtin_offsetof(struct _VACB, SharedCacheMap) == 0x8, "_VACB.SharedCacheMap");
+_Static_assert(sizeof(struct _IMAGE_DOS_HEADER) == 0x40, "_IMAGE_DOS_HEADER");
+_Static_assert(__builtin_offsetof(struct _IMAGE_DOS_HEADER, e_magic) == 0x0, "_IMAGE_DOS_HEADER.e_magic");
+_Static_assert(__builtin_offsetof(struct _IMAGE_DOS_HEADER, e_lfanew) == 0x3c, "_IMAGE_DOS_HEADER.e_lfanew");
+_Static_assert(sizeof(struct _IMAGE_FILE_HEADER) == 0x14, "_IMAGE_FILE_HEADER");
+_Static_assert(__builtin_offsetof(struct _IMAGE_FILE_HEADER, Machine) == 0x0, "_IMAGE_FILE_HEADER.Machine");
+_Static_assert(__builtin_offsetof(struct _IMAGE_FILE_HEADER, NumberOfSections) == 0x2, "_IMAGE_FILE_HEADER.NumberOfSections");
+_Static_assert(__builtin_offsetof(struct _IMAGE_FILE_HEADER, TimeDateStamp) == 0x4, "_IMAGE_FILE_HEADER.TimeDateStamp");
+_Static_assert(__builtin_offsetof(struct _IMAGE_FILE_HEADER, SizeOfOptionalHeader) == 0x10, "_IMAGE_FILE_HEADER.SizeOfOptionalHeader");
+_Static_assert(__builtin_offsetof(struct _IMAGE_FILE_HEADER, Characteristics) == 0x12, "_IMAGE_FILE_HEADER.Characteristics");
+_Static_assert(sizeof(struct _IMAGE_DATA_DIRECTORY) == 0x8, "_IMAGE_DATA_DIRECTORY");
+_Static_assert(__builtin_offsetof(struct _IMAGE_DATA_DIRECTORY, VirtualAddress) == 0x0, "_IMAGE_DATA_DIRECTORY.VirtualAddress");
+_Static_assert(__builtin_offsetof(struct _IMAGE_DATA_DIRECTORY, Size) == 0x4, "_IMAGE_DATA_DIRECTORY.Size");
+_Static_assert(sizeof(struct _IMAGE_OPTIONAL_HEADER64) == 0xf0, "_IMAGE_OPTIONAL_HEADER64");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, Magic) == 0x0, "_IMAGE_OPTIONAL_HEADER64.Magic");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, AddressOfEntryPoint) == 0x10, "_IMAGE_OPTIONAL_HEADER64.AddressOfEntryPoint");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, ImageBase) == 0x18, "_IMAGE_OPTIONAL_HEADER64.ImageBase");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, SectionAlignment) == 0x20, "_IMAGE_OPTIONAL_HEADER64.SectionAlignment");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, FileAlignment) == 0x24, "_IMAGE_OPTIONAL_HEADER64.FileAlignment");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, SizeOfImage) == 0x38, "_IMAGE_OPTIONAL_HEADER64.SizeOfImage");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, SizeOfHeaders) == 0x3c, "_IMAGE_OPTIONAL_HEADER64.SizeOfHeaders");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, MajorOperatingSystemVersion) == 0x28, "_IMAGE_OPTIONAL_HEADER64.MajorOperatingSystemVersion");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, MinorOperatingSystemVersion) == 0x2a, "_IMAGE_OPTIONAL_HEADER64.MinorOperatingSystemVersion");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, CheckSum) == 0x40, "_IMAGE_OPTIONAL_HEADER64.CheckSum");
+_Static_assert(__builtin_offsetof(struct _IMAGE_OPTIONAL_HEADER64, DataDirectory) == 0x70, "_IMAGE_OPTIONAL_HEADER64.DataDirectory");
+_Static_assert(sizeof(struct _IMAGE_NT_HEADERS64) == 0x108, "_IMAGE_NT_HEADERS64");
+_Static_assert(__builtin_offsetof(struct _IMAGE_NT_HEADERS64, Signature) == 0x0, "_IMAGE_NT_HEADERS64.Signature");
+_Static_assert(__builtin_offsetof(struct _IMAGE_NT_HEADERS64, FileHeader) == 0x4, "_IMAGE_NT_HEADERS64.FileHeader");
+_Static_assert(__builtin_offsetof(struct _IMAGE_NT_HEADERS64, OptionalHeader) == 0x18, "_IMAGE_NT_HEADERS64.OptionalHeader");
+_Static_assert(sizeof(struct _IMAGE_SECTION_HEADER) == 0x28, "_IMAGE_SECTION_HEADER");
+_Static_assert(__builtin_offsetof(struct _IMAGE_SECTION_HEADER, Name) == 0x0, "_IMAGE_SECTION_HEADER.Name");
+_Static_assert(__builtin_offsetof(struct _IMAGE_SECTION_HEADER, Misc.VirtualSize) == 0x8, "_IMAGE_SECTION_HEADER.Misc.VirtualSize");
+_Static_assert(__builtin_offsetof(struct _IMAGE_SECTION_HEADER, VirtualAddress) == 0xc, "_IMAGE_SECTION_HEADER.VirtualAddress");
+_Static_assert(__builtin_offsetof(struct _IMAGE_SECTION_HEADER, SizeOfRawData) == 0x10, "_IMAGE_SECTION_HEADER.SizeOfRawData");
+_Static_assert(__builtin_offsetof(struct _IMAGE_SECTION_HEADER, PointerToRawData) == 0x14, "_IMAGE_SECTION_HEADER.PointerToRawData");
+_Static_assert(__builtin_offsetof(struct _IMAGE_SECTION_HEADER, Characteristics) == 0x24, "_IMAGE_SECTION_HEADER.Characteristics");
 
 #endif
 #endif
