@@ -50,8 +50,13 @@ class BareGuest:
 StartsGuests = Callable[..., BareGuest]
 
 
-def wait_until_up(guest: BareGuest, vcpus: int) -> None:
-    deadline = time.monotonic() + 60
+def unfinished(vm: VirtualMachine) -> int:
+    """Reported arrivals whose instruction has still to be carried out though the guest went on (empty steps of TCG)."""
+    return len(vm.control._unfinished)
+
+
+def wait_until_up(guest: BareGuest, vcpus: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while guest.owner.physical.u64(0x202008) != vcpus or 0 in guest.counters(0x204000):
         assert time.monotonic() < deadline, "the bare guest did not come up"
         time.sleep(0.02)

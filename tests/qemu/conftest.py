@@ -44,13 +44,13 @@ def start(kernel: Path, tmp_path: Path) -> Iterator[StartsGuests]:
     guests: list[BareGuest] = []
 
     def start_guest(
-        vcpus: int = 1, memory: str = "64M", accelerator: str = "tcg", extra: tuple[str, ...] = ()
+        vcpus: int = 1, memory: str = "64M", accelerator: str = "tcg", extra: tuple[str, ...] = (), seconds: float = 60
     ) -> BareGuest:
         qmp = tmp_path / f"{len(guests)}.qmp"
         config = VmConfig(memory, vcpus, accelerator, kernel=str(kernel), qmp=str(qmp), extra=("-no-reboot", *extra))
         guest = BareGuest(launch(config), qmp)
         guests.append(guest)
-        wait_until_up(guest, vcpus)
+        wait_until_up(guest, vcpus, seconds)
         return guest
 
     yield start_guest

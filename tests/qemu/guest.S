@@ -127,7 +127,7 @@ long:
     test %ebx, %ebx
     jz loop
     movl $0x000c4500, 0x300(%r15)       # INIT, then STARTUP at 0x8000, to all others
-    mov $1000000, %ecx
+    mov $1000, %ecx
 1:  dec %ecx
     jnz 1b
     movl $0x000c4608, 0x300(%r15)

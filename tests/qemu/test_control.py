@@ -8,15 +8,10 @@ import time
 from collections import Counter
 
 import pytest
-from bare import BareGuest, StartsGuests
+from bare import BareGuest, StartsGuests, unfinished
 
 from coldframe.errors import CapabilityError, GuestGoneError, UsageError
 from coldframe.qemu import VirtualMachine
-
-
-def unfinished(vm: VirtualMachine) -> int:
-    """Reported arrivals whose instruction has still to be carried out though the guest went on (empty steps of TCG)."""
-    return len(vm.control._unfinished)
 
 
 @pytest.mark.parametrize("vcpus", [1, 2, 4])

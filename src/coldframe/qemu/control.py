@@ -133,7 +133,7 @@ class Control:
         self._unsettled = False
         if reply.signal == _SHUTDOWN:
             return Stop(vcpu, "shutdown")
-        if reply.watch is not None:
+        if reply.watch is not None and self._watches(reply.watch):
             return Stop(vcpu, "watchpoint", reply.watch)
         return Stop(vcpu, "step" if reply.signal == _TRAP else "interrupt")
 
@@ -275,7 +275,7 @@ class Control:
         """Make a stop of a reply; None for one that means nothing (QEMU sometimes stops twice for one breakpoint)."""
         if reply is None:
             raise GuestGoneError(f"QEMU did not stop the guest within {_LONGEST_STOP:g} s")
-        if reply.watch is not None:
+        if reply.watch is not None and self._watches(reply.watch):
             return Stop(reply.vcpu, "watchpoint", reply.watch)
         if reply.signal != _TRAP:
             if not report:
@@ -291,6 +291,13 @@ class Control:
         if self._unfinished and self._unfinished.pop((address, identity(registers)), 1) is None:
             return None
         return Stop(reply.vcpu, "breakpoint", address)
+
+    def _watches(self, address: int) -> bool:
+        """Whether a watchpoint of ours covers `address`: KVM at times reports a code breakpoint as one."""
+        return any(
+            not point.executes and point.address <= address < point.address + max(point.length, 1)
+            for point in self._breakpoints
+        )
 
     def _settle(self) -> None:
         """After an exception in the middle of a run: stop the guest and put back every breakpoint."""

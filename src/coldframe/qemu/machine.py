@@ -325,4 +325,4 @@ def open_monitor(target: str) -> Monitor:
         return QmpClient.connect(target)
     from coldframe.qemu.libvirt_domain import LibvirtMonitor  # noqa: PLC0415  (needs the extra)
 
-    return LibvirtMonitor.connect(target)
+    return LibvirtMonitor(target)
