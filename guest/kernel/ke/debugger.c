@@ -54,12 +54,12 @@ static LIST_ENTRY KdpDebuggerDataListHead;
 KLDR_DATA_TABLE_ENTRY *MiProcessLoaderEntry(PCWSTR full_name, PCWSTR base_name, void *base, ULONG size, void *entry) {
     KLDR_DATA_TABLE_ENTRY *module = ExAllocatePool(sizeof *module, 'dLmM');
     if (!module) return NULL;
-    const UCHAR *header = (const UCHAR *)base + *(const ULONG *)((const UCHAR *)base + 0x3C);
     module->DllBase = base;
     module->SizeOfImage = size;
     module->EntryPoint = entry;
     module->Flags = 0x08804000;
 #ifdef HAVE__KLDR_DATA_TABLE_ENTRY
+    const UCHAR *header = (const UCHAR *)base + *(const ULONG *)((const UCHAR *)base + 0x3C);
     module->LoadCount = 1;
     module->SizeOfImageNotRounded = size;
     module->TimeDateStamp = *(const ULONG *)(header + 8);
