@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,26 @@ def test_a_launched_qemu_ends_with_us(kernel: Path) -> None:
         assert vm.running
         assert Path(f"/proc/{pid}").exists()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_launched_qemu_dies_with_us(kernel: Path) -> None:
+    code = """
+import sys, time
+from coldframe.qemu import VmConfig, launch
+vm = launch(VmConfig("64M", kernel=sys.argv[1]))
+print(vm.pid, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(kernel)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    qemu = Path(f"/proc/{int(process.stdout.readline())}")
+    assert qemu.exists()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while qemu.exists() and "Z (zombie)" not in (qemu / "status").read_text():
+        assert time.monotonic() < deadline, "QEMU outlives its owner"
+        time.sleep(0.02)
 
 
 def test_a_machine_without_an_operating_system(tmp_path: Path) -> None:
