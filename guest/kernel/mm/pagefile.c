@@ -255,7 +255,9 @@ ULONG MiWriteModified(PFN_NUMBER Only) {
 
 /* Its own thread. Writes lazily, a cluster at a time, faster as memory gets short. */
 void MiModifiedPageWriter(void *Context) {
+    KTHREAD *Thread = KeGetCurrentThread();
     (void)Context;
+    Thread->Priority = Thread->BasePriority = 17;
     for (;;) {
         KeWaitForSingleObject(&MiModifiedEvent, 500);
         for (ULONG Round = 0; Round < 4 || MmMemoryIsShort(); Round++) {

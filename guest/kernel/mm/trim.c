@@ -216,6 +216,12 @@ void MmWorkingSetManager(void) {
     ULONG64 Period = KeOption("TRIM", 3000), Now = KeQueryInterruptTime();
     BOOLEAN Short = MmMemoryIsShort();
     EPROCESS *Process = NULL;
+    KTHREAD *Thread = KeGetCurrentThread();
+    Thread->Priority = Thread->BasePriority = 16; /* the balance set manager's */
+    if (Short && MiList[LOC_MODIFIED]->Total > 2 * MiLowWater()) { /* enough is on its way out */
+        KeSetEvent(&MiModifiedEvent);
+        return;
+    }
     if (!Short && (!Period || Now < Next)) {
         MiEnter(TRUE);
         MiZeroFreePages(128);
