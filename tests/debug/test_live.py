@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 from coldframe.debug import GuestPausedError, LiveGuest, thread_callstack, vcpu_callstack
-from coldframe.errors import CapabilityError, NotFoundError, SymbolNotFoundError, UsageError
+from coldframe.errors import CapabilityError, GuestGoneError, NotFoundError, SymbolNotFoundError, UsageError
 from coldframe.minint import Minint, start
 from coldframe.minint.truth import Write as LoggedWrite
 from coldframe.target import attach
@@ -269,3 +269,25 @@ def test_software_breakpoints_work_where_they_are_asked_for(guest):
     with guest.break_on("nt!NtWriteFile", process="notepad.exe", kind="software") as hits:
         for hit, _ in zip(hits, range(3), strict=False):
             assert hit.callstack()[0].function == "nt!NtWriteFile"
+
+
+@pytest.mark.parametrize("words", [{"layout": "22000"}, {"kva_shadow": True}], ids=["22000", "KVA shadow"])
+def test_the_stack_is_whole_on_other_kernels(machines, words):
+    with attached(machines(2, **words)) as guest:
+        for told in trace(guest, "NtWriteFile", process="notepad.exe", limit=12):
+            write = write_of(told)
+            assert write is not None and write.complete
+            names = [frame.partition("+")[0] for frame in told["stack"]]
+            at = names.index("ntdll!NtWriteFile")
+            assert names[0] == "nt!NtWriteFile"
+            assert names[at + 1 : at + 5] == [*NESTED, "notepad!EditorThread"]
+        entry = "KiSystemCall64Shadow" if "kva_shadow" in words else "KiSystemCall64"
+        with guest.break_on(f"nt!{entry}", process="notepad.exe") as entries:
+            hit = entries.wait(10)
+            assert hit.callstack()[1].module == "ntdll"
+
+
+def test_a_guest_that_ends_in_mid_trace_is_told_in_one_error():
+    with start(vcpus=1) as machine, pytest.raises(GuestGoneError), attached(machine) as guest:
+        for _ in trace(guest, "NtWriteFile", process="notepad.exe"):
+            machine.control("quit")
