@@ -80,7 +80,9 @@ class WindowsBuilder(ImageBuilder):
         self.symbol_file = symbol_file
         self.base = base
         self.kva_shadow = kva_shadow
-        last = max((rva for _, rva in symbol_file.symbols.items()), default=0)
+        far = 1 << 31
+        nearest = symbol_file.symbols.nearest(far)  # the last symbol
+        last = far - nearest[1] if nearest else 0
         self.size = size or max(KERNEL_SIZE, -(-(last + PAGE) // PAGE) * PAGE)
         identity = symbol_file.identity
         self.map(
