@@ -48,6 +48,7 @@ typedef struct _KDDEBUGGER_DATA64 {
 } KDDEBUGGER_DATA64;
 C_ASSERT(FIELD_OFFSET(KDDEBUGGER_DATA64, KiProcessorBlock) == 0x218);
 KDDEBUGGER_DATA64 KdDebuggerDataBlock;
+ULONG CmNtCSDVersion; /* no service pack */
 DBGKD_GET_VERSION64 KdVersionBlock;
 static LIST_ENTRY KdpDebuggerDataListHead;
 
@@ -94,6 +95,7 @@ void KiInitializeDebuggerData(void) {
     d->MmSystemRangeStart = (ULONG64)&MmSystemRangeStart;
     d->MmUserProbeAddress = (ULONG64)&MmUserProbeAddress;
     d->MmPhysicalMemoryBlock = (ULONG64)&MmPhysicalMemoryBlock;
+    d->CmNtCSDVersion = (ULONG64)&CmNtCSDVersion;
     d->MmPageSize = PAGE_SIZE;
     d->MmVirtualTranslationBase = MmPteBase;
     d->NtBuildLab = (ULONG64)NtBuildLab;

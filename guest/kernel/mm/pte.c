@@ -122,12 +122,13 @@ ULONG MiMakeProtectionMask(ULONG Protect) {
     return Mask;
 }
 
-ULONG MiConvertFromMask(ULONG Mask) {
-    static const ULONG Win32[8] = {PAGE_NOACCESS, PAGE_READONLY, PAGE_EXECUTE, PAGE_EXECUTE_READ,
-                                   PAGE_READWRITE, PAGE_WRITECOPY, PAGE_EXECUTE_READWRITE, PAGE_EXECUTE_WRITECOPY};
-    if ((Mask & 0x1F) == MM_NOACCESS) return PAGE_NOACCESS;
-    return Win32[Mask & 7] | (Mask & MM_GUARD_PAGE ? PAGE_GUARD : 0);
-}
+/* Win32 protections by the 5 bits of a PTE's Protection, under the name that debuggers look for. */
+#define MI_EIGHT(bits)                                                                                                       \
+    PAGE_NOACCESS, PAGE_READONLY | (bits), PAGE_EXECUTE | (bits), PAGE_EXECUTE_READ | (bits), PAGE_READWRITE | (bits),         \
+        PAGE_WRITECOPY | (bits), PAGE_EXECUTE_READWRITE | (bits), PAGE_EXECUTE_WRITECOPY | (bits)
+ULONG MmProtectToValue[32] = {MI_EIGHT(0), MI_EIGHT(PAGE_NOCACHE), MI_EIGHT(PAGE_GUARD), MI_EIGHT(0x400 /* PAGE_WRITECOMBINE */)};
+
+ULONG MiConvertFromMask(ULONG Mask) { return MmProtectToValue[Mask & 0x1F]; }
 
 MMPTE *MiEntry(ULONG64 Dtb, ULONG64 Va, ULONG Level) {
     ULONG64 Table = Dtb & ~0xFFFull;

@@ -39,9 +39,9 @@ static OBJECT_HEADER_NAME_INFO *ObpNameInfo(OBJECT_HEADER *header) {
     return (OBJECT_HEADER_NAME_INFO *)((UCHAR *)header - ObpInfoMaskToOffset[header->InfoMask & (2 * INFO_NAME - 1)]);
 }
 
-static void *ObpAllocate(UCHAR index, SIZE_T size, PCWSTR name) {
+static void *ObpAllocate(UCHAR index, SIZE_T size, PCWSTR name, ULONG tag) {
     ULONG before = name ? sizeof(OBJECT_HEADER_NAME_INFO) : 0;
-    UCHAR *block = ExAllocatePool(before + FIELD_OFFSET(OBJECT_HEADER, Body) + size, 'jbO');
+    UCHAR *block = ExAllocatePool(before + FIELD_OFFSET(OBJECT_HEADER, Body) + size, tag);
     if (!block) return NULL;
     OBJECT_HEADER *header = (OBJECT_HEADER *)(block + before);
     header->PointerCount = 1;
@@ -93,10 +93,10 @@ void *ObLookup(OBJECT_DIRECTORY *directory, PCWSTR name) {
     return found;
 }
 
-void *ObCreateObject(OBJECT_TYPE *type, SIZE_T size) { return ObpAllocate(type->Index, size, NULL); }
+void *ObCreateObject(OBJECT_TYPE *type, SIZE_T size) { return ObpAllocate(type->Index, size, NULL, type->Key); }
 
 void *ObCreateNamedObject(OBJECT_TYPE *type, SIZE_T size, PCWSTR name, OBJECT_DIRECTORY *directory) {
-    void *object = ObpAllocate(type->Index, size, name);
+    void *object = ObpAllocate(type->Index, size, name, type->Key);
     if (object && directory && !ObpInsert(directory, name, object)) {
         ObDereferenceObject(object);
         return NULL;
@@ -123,15 +123,15 @@ void ObDereferenceObject(void *object) {
     ExFreePool(info ? (void *)info : (void *)header);
 }
 
-static OBJECT_TYPE *ObpCreateType(PCWSTR name) {
+static OBJECT_TYPE *ObpCreateType(PCWSTR name, ULONG tag) { /* tag: of its objects' pool blocks */
     UCHAR index = (UCHAR)ObpTypeCount++;
-    OBJECT_TYPE *type = ObpAllocate(2, sizeof *type, name); /* the first type, "Type", has index 2 and is its own type */
+    OBJECT_TYPE *type = ObpAllocate(2, sizeof *type, name, 'TjbO'); /* the first type, "Type", has index 2 and is its own type */
     NT_ASSERT(type && index < MOST_TYPES);
     RtlInitUnicodeString(&type->Name, name);
     InitializeListHead(&type->TypeList);
     InitializeListHead(&type->CallbackList);
     type->Index = index;
-    type->Key = 'jbO';
+    type->Key = tag;
     ObTypeIndexTable[index] = type;
     if (ObpTypeDirectory) ObpInsert(ObpTypeDirectory, name, type);
     return type;
@@ -147,17 +147,17 @@ void ObInitSystem(void) {
 #if NT_LAYOUT_BUILD >= 10240
     ObHeaderCookie = (UCHAR)RtlRandom64();
 #endif
-    ObpTypeObjectType = ObpCreateType(L"Type");
-    ObpDirectoryObjectType = ObpCreateType(L"Directory");
+    ObpTypeObjectType = ObpCreateType(L"Type", 'TjbO');
+    ObpDirectoryObjectType = ObpCreateType(L"Directory", 'eriD');
     ObpRootDirectoryObject = ObCreateDirectory(L"\\", NULL);
     ObpTypeDirectory = ObCreateDirectory(L"ObjectTypes", ObpRootDirectoryObject);
     ObpInsert(ObpTypeDirectory, L"Type", ObpTypeObjectType);
     ObpInsert(ObpTypeDirectory, L"Directory", ObpDirectoryObjectType);
-    PsProcessType = ObpCreateType(L"Process");
-    PsThreadType = ObpCreateType(L"Thread");
-    ExEventObjectType = ObpCreateType(L"Event");
-    MmSectionObjectType = ObpCreateType(L"Section");
-    IoDriverObjectType = ObpCreateType(L"Driver");
-    IoDeviceObjectType = ObpCreateType(L"Device");
-    IoFileObjectType = ObpCreateType(L"File");
+    PsProcessType = ObpCreateType(L"Process", 'corP');
+    PsThreadType = ObpCreateType(L"Thread", 'erhT');
+    ExEventObjectType = ObpCreateType(L"Event", 'nevE');
+    MmSectionObjectType = ObpCreateType(L"Section", 'tceS');
+    IoDriverObjectType = ObpCreateType(L"Driver", 'virD');
+    IoDeviceObjectType = ObpCreateType(L"Device", 'iveD');
+    IoFileObjectType = ObpCreateType(L"File", 'eliF');
 }
