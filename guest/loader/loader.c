@@ -81,16 +81,9 @@ static unsigned long long mix(unsigned long long x) { /* splitmix64 */
 
 static u8 clock_byte(u8 index) { out8(0x70, index); return in8(0x71); }
 
-static unsigned long long entropy(void) {
+static unsigned long long entropy(void) { /* no RDRAND: nested KVM cannot always emulate it */
     unsigned long long seed = ticks();
     for (u8 i = 0; i < 10; i++) seed = mix(seed ^ clock_byte(i));
-    u32 r[4];
-    cpuid(1, r);
-    if (r[2] & 1u << 30) {
-        u32 v = 0;
-        __asm__ volatile("rdrand %0" : "=r"(v));
-        seed ^= v;
-    }
     for (u32 i = 0; i < 8; i++) seed = mix(seed ^ ticks());
     return seed;
 }
