@@ -84,6 +84,19 @@ static PFN_NUMBER MiEarlyPages(ULONG64 Pages, ULONG64 Align) {
     return BestAt;
 }
 
+/* The lowest free page above 1 MB, zeroed: where winload puts System's page directory, so tools look for it there first. */
+static PFN_NUMBER MiEarlyLowPage(void) {
+    LOADER_RUN *Lowest = NULL;
+    for (ULONG Index = 0; Index < MiFreeRunCount; Index++) {
+        LOADER_RUN *Run = &MiFreeRuns[Index];
+        if (Run->PageCount && Run->BasePage >= 0x100 && (!Lowest || Run->BasePage < Lowest->BasePage)) Lowest = Run;
+    }
+    if (!Lowest) KeBugCheckEx(0x7D, 1, MiFreeRunCount, 0, 0); /* INSTALL_MORE_MEMORY */
+    memset(MiP2V(Lowest->BasePage << PAGE_SHIFT), 0, PAGE_SIZE);
+    Lowest->PageCount--;
+    return Lowest->BasePage++;
+}
+
 static MMPTE *MiEarlyEntry(ULONG64 Va, ULONG Level) {
     ULONG64 Table = MmKernelDirectoryTableBase;
     for (ULONG At = 4; At > Level; At--) {
@@ -294,7 +307,7 @@ void MmInitSystem(LOADER_BLOCK *Block) {
     MmLowestPhysicalPage = MiRunCount ? MiRuns[0].BasePage : 0;
     MiReadProcessor();
     MiLayOut(Block);
-    MmKernelDirectoryTableBase = MiEarlyPages(1, 1) << PAGE_SHIFT;
+    MmKernelDirectoryTableBase = MiEarlyLowPage() << PAGE_SHIFT;
     MiWrite((MMPTE *)MiP2V(MmKernelDirectoryTableBase) + MiSelfMapIndex,
             MiMakeValidPte(MmKernelDirectoryTableBase >> PAGE_SHIFT, MM_READWRITE, FALSE, TRUE));
     MiMapDatabaseAndRam();
