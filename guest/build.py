@@ -108,7 +108,7 @@ class Build:
         pdb.parent.mkdir(parents=True, exist_ok=True)
         self.link(
             target, made, *linker(target, pdb, "KiSystemStartup", 0x140000000), "/driver", "/subsystem:native",
-            "/section:KVASCODE,ER", "/section:PAGE,ER", "/section:INIT,ER", *exports(HERE / "kernel" / "exports.txt"),
+            "/section:KVASCODE,ER", "/section:PAGE,ER", "/section:POOLCODE,ER", "/section:INITKDBG,ER", *exports(HERE / "kernel" / "exports.txt"),
         )  # fmt: skip
 
     def user(self) -> None:

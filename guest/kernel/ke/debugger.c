@@ -75,7 +75,7 @@ KLDR_DATA_TABLE_ENTRY *MiProcessLoaderEntry(PCWSTR full_name, PCWSTR base_name, 
 
 void KiSystemStartup(void);
 
-void KiInitializeDebuggerData(void) {
+__attribute__((section("INITKDBG"))) void KiInitializeDebuggerData(void) {
     KDDEBUGGER_DATA64 *d = &KdDebuggerDataBlock;
     InitializeListHead(&KdpDebuggerDataListHead);
     InsertTailList(&KdpDebuggerDataListHead, &d->List);

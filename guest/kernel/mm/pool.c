@@ -239,6 +239,7 @@ static void *MiAllocatePool(MI_POOL *Pool, SIZE_T Bytes, ULONG Tag) {
     return Block;
 }
 
+__attribute__((section("POOLCODE"))) /* the section that tools know the kernel by */
 void *ExAllocatePool(SIZE_T Bytes, ULONG Tag) { return MiAllocatePool(&NonPaged, Bytes, Tag); }
 void *ExAllocatePagedPool(SIZE_T Bytes, ULONG Tag) { return MiAllocatePool(&Paged, Bytes, Tag); }
 
