@@ -24,9 +24,21 @@ void KiDispatchException(KTRAP_FRAME *frame, ULONG vector) {
     KeBugCheckEx(vector == 8 ? 0x7F : 0x1E, vector, frame->Rip, frame->Rsp, frame->ErrorCode);
 }
 
+/* A nested KVM without hardware help may carry SYSCALL out and yet leave the processor in ring 3: then LSTAR's first instruction
+ * faults, with interrupts off as no program can have them. It is SWAPGS, which this fault's entry has done: go on behind it
+ * in ring 0. */
+static BOOLEAN KiRepairSystemCall(KTRAP_FRAME *frame) {
+    if (!KiFromUser(frame) || frame->EFlags & 0x200 || frame->FaultAddress != frame->Rip || frame->Rip != __msr(0xC0000082)) return FALSE;
+    frame->Rip += 3;
+    frame->SegCs = KGDT64_R0_CODE;
+    frame->SegSs = KGDT64_R0_DATA;
+    return TRUE;
+}
+
 void KiHandlePageFault(KTRAP_FRAME *frame) {
     void *address = (void *)frame->FaultAddress;
     ULONG64 error = frame->ErrorCode;
+    if (KiRepairSystemCall(frame)) return;
     if (KeGetCurrentIrql() >= DISPATCH_LEVEL || !(frame->EFlags & 0x200))
         KeBugCheckEx(0xA, (ULONG64)address, KeGetCurrentIrql(), error, frame->Rip); /* IRQL_NOT_LESS_OR_EQUAL */
     __sti();
