@@ -43,7 +43,7 @@ def open_image(path: PathLike, *, symbols: Sequence[PathLike] = ()) -> Guest:
 def attach(target: PathLike, *, symbols: Sequence[PathLike] = ()) -> LiveGuest:
     """Attach to the Windows guest in a running QEMU, by its QMP socket's path or its libvirt domain's name.
 
-    The guest runs on; it is paused only while it is looked into, and left running with no breakpoint when the
+    The guest is paused inside the `with` block unless it is told to run, and left running with no breakpoint when the
     returned context manager ends, however it ends. Raises `GuestGoneError`, `NoKernelError`,
     `SymbolFileNotFoundError`.
     """
