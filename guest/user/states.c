@@ -1,6 +1,7 @@
 /* states.exe: brings pages of its own into every state that Windows has, through every indirection, and leaves them there. Then it
  * sleeps and touches none of them. With STRESS=n (megabytes) in the boot options it instead fills that much memory from several
- * threads (STRESSTHREADS, default 3) again and again and checks each page's content: more than there is RAM makes it paging.
+ * threads (STRESSTHREADS, default 3) again and again and checks each page's content: more than there is RAM makes it paging. With
+ * SPAWN=n it starts itself every n milliseconds, SPAWNS times, each time to make all those states and exit.
  *
  * Each region lies in a gigabyte of its own, so that its page table and page directory hold nothing else. */
 #include "user.h"
@@ -252,11 +253,20 @@ void NtProcessStartup(PEB *peb) {
         }
         for (;;) RtlSleep(1000);
     }
+    if (RtlBootOption("SPAWN", 0) && !RtlArgument("once", 0)) {
+        for (ULONG64 i = 1; i <= RtlBootOption("SPAWNS", 1000000); i++) {
+            RtlStartProgram(L"C:\\Windows\\System32\\states.exe", L"states.exe once=1");
+            RtlSleep((ULONG)RtlBootOption("SPAWN", 0));
+            if (i % 20 == 0) RtlNote("states: %u programs came and went", i);
+        }
+        for (;;) RtlSleep(1000);
+    }
     Trim(NULL, 1, MmTrimKeep);
     PrivateRegions();
     SharedRegion();
     FileRegion();
     ImageRegion();
+    if (RtlArgument("once", 0)) NtTerminateProcess(NT_CURRENT_PROCESS, 0);
     RtlNote("states: all pages are where they shall be");
     for (;;) RtlSleep(1000);
 }

@@ -188,6 +188,41 @@ static void MiReadRelocations(FILE_OBJECT *File, MI_IMAGE *Image, UCHAR *Optiona
     }
 }
 
+/* An image on a medium that may be taken away (or in a boot with MININT and INRAM, see IoIsDeviceEjectable) is read whole, its
+ * pages made as if written to: they belong to the paging files from then on, and stay in RAM where there are none. */
+static NTSTATUS MiSetPagesModified(CONTROL_AREA *Area) {
+    for (SUBSECTION *Sub = MiFirstSubsection(Area); Sub; Sub = Sub->NextSubsection) {
+        for (ULONG Index = 0; Index < Sub->PtesInSubsection; Index++) {
+            MMPTE *Proto = Sub->SubsectionBase + Index, *P;
+            MMPTE Value = MiRead(Proto);
+            PFN_NUMBER Frame;
+            NTSTATUS Status;
+            KIRQL Irql;
+            if (!MiIsProto(Value)) continue;
+            while ((Frame = MiGetPage(FALSE, FALSE)) == MI_NOFRAME) MiWaitForPages();
+            Status = MiReadSubsectionPage(Sub, (ULONG64)Proto, MiF2V(Frame));
+            for (;;) {
+                (void)*(volatile PTE64 *)Proto;
+                Irql = MiLockPfn();
+                if ((P = MiProtoPointer(Proto))) break;
+                MiUnlockPfn(Irql);
+            }
+            if (!NT_SUCCESS(Status)) {
+                MiFreeFrame(Frame);
+                MiUnlockPfn(Irql);
+                return Status;
+            }
+            MiInitializeActive(Frame, (ULONG64)Proto, MiFrameHolding(P), MiMakeDemandZero(MiSoftProtection(Value), TRUE), TRUE);
+            MiPfn(Frame)->u3.e1.Modified = 1;
+            MiTableGained(P);
+            MiMarkModified(MiFrameHolding(P));
+            MiUnshare(Frame); /* the prototype PTE goes to transition, the frame to the modified list */
+            MiUnlockPfn(Irql);
+        }
+    }
+    return STATUS_SUCCESS;
+}
+
 static NTSTATUS MiCreateImage(FILE_OBJECT *File, CONTROL_AREA **Result) {
     UCHAR *Page = ExAllocatePool(PAGE_SIZE, 'hPmM'), *Nt, *Optional, *Table;
     MI_IMAGE_LINK *Link = ExAllocatePool(sizeof *Link, 'lImM');
@@ -255,10 +290,19 @@ static NTSTATUS MiCreateImage(FILE_OBJECT *File, CONTROL_AREA **Result) {
     Link->ControlArea = Area;
     Link->Next = MiImages;
     MiImages = Link;
+    Link = NULL;
     File->SectionObjectPointer->ImageSectionObject = Area;
     *Result = Area;
     Status = STATUS_SUCCESS;
-    Link = NULL;
+    if (File->DeviceObject && IoIsDeviceEjectable(File->DeviceObject)) {
+#if NT_LAYOUT_BUILD >= 9600
+        Area->u.Flags.ImageControlAreaOnRemovableMedia = 1;
+#endif
+        Status = MiSetPagesModified(Area);
+        if (!NT_SUCCESS(Status)) File->SectionObjectPointer->ImageSectionObject = NULL;
+        ExFreePool(Page);
+        return Status;
+    }
 Out:
     ExFreePool(Page);
     ExFreePool(Link);

@@ -143,9 +143,11 @@ static void MiDeleteTables(ULONG64 Table, ULONG Level) {
         Soft = MiUnswizzle(Value);
         MiWrite(Entry, MiZeroPte());
         if (Value.u.Hard.Valid) {
+            MiTableLost(Entry);
             MiMarkDeleted(MiHardFrame(Value));
             MiUnshare(MiHardFrame(Value));
         } else if (MiIsTransition(Soft)) {
+            MiTableLost(Entry);
             MiMarkDeleted(MiTransFrame(Soft));
         } else {
             MiFreeSlot(Value);

@@ -179,8 +179,10 @@ static ULONG MiAgeProcess(EPROCESS *Process, BOOLEAN Aged) {
     if (!Space.Process || MiKeeps(Process) || !ExTryAcquirePushLockExclusive(Space.Lock)) return 0;
     for (VAD *Vad = MiFirstVad(Process); Vad; Vad = MiNextVad(Vad)) {
         for (ULONG64 Vpn = MiVadStart(Vad), Last; Vpn <= MiVadEnd(Vad); Vpn = Last + 1) {
+            PFN_NUMBER Table;
             Last = MIN(MiVadEnd(Vad), Vpn | 511);
             Count += MiTrimPtes(&Space, Vpn, Last, Aged);
+            if (MiTrimTable(&Space, Vpn << PAGE_SHIFT, 2, &Table)) Count++; /* nothing valid in it any more */
         }
     }
     ExReleasePushLockExclusive(Space.Lock);
