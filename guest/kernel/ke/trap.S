@@ -443,6 +443,7 @@ KiSystemStartup:
     .globl HalpLMStub
     .def HalpLMStub; .scl 2; .type 32; .endef
     .seh_proc HalpLMStub
+    .p2align 4                          /* tools tell a low stub by this address, aligned as any function's */
 HalpLMStub:
     .seh_endprologue
 #define STATE(field) 0x90 + OFF__KPROCESSOR_STATE__##field
