@@ -42,10 +42,7 @@ void KiHandlePageFault(KTRAP_FRAME *frame) {
     if (KeGetCurrentIrql() >= DISPATCH_LEVEL || !(frame->EFlags & 0x200))
         KeBugCheckEx(0xA, (ULONG64)address, KeGetCurrentIrql(), error, frame->Rip); /* IRQL_NOT_LESS_OR_EQUAL */
     __sti();
-    KTRAP_FRAME *before = KeGetCurrentThread()->TrapFrame;
-    KeGetCurrentThread()->TrapFrame = frame;
     NTSTATUS status = MmAccessFault(error, address, KiFromUser(frame), frame);
-    KeGetCurrentThread()->TrapFrame = before;
     if (NT_SUCCESS(status)) return;
     if (!KiFromUser(frame)) KeBugCheckEx(0x50, (ULONG64)address, error, frame->Rip, (ULONG64)(ULONG)status); /* PAGE_FAULT_IN_NONPAGED_AREA */
     KiUserException(frame, status, (ULONG64)address);

@@ -134,7 +134,8 @@ class Minint:
             raise
 
     def _command(self, vcpus: int, memory: str, accelerator: str, options: str) -> list[str]:
-        processor = "host" if accelerator == "kvm" else "max"
+        # nested hosts refuse the MSR behind arch-capabilities
+        processor = "host,-arch-capabilities" if accelerator == "kvm" else "max"
         return [
             "qemu-system-x86_64",
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
