@@ -295,7 +295,7 @@ static NTSTATUS MiCreateImage(FILE_OBJECT *File, CONTROL_AREA **Result) {
     *Result = Area;
     Status = STATUS_SUCCESS;
     if (File->DeviceObject && IoIsDeviceEjectable(File->DeviceObject)) {
-#if NT_LAYOUT_BUILD >= 9600
+#if NT_LAYOUT_BUILD >= 14393
         Area->u.Flags.ImageControlAreaOnRemovableMedia = 1;
 #endif
         Status = MiSetPagesModified(Area);
