@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -115,6 +116,7 @@ class Minint:
         self._read = 0
         self._partial = ""
         self.events: list[Event] = []
+        self._unseen: deque[Event] = deque()
         for stale in (self.qmp, self.log, self.directory / "control.qmp", self.directory / "commands"):
             stale.unlink(missing_ok=True)
         _tool(str(GUEST / "disk.py"), "--built", str(built), "--output", str(self.disk))
@@ -182,16 +184,18 @@ class Minint:
     # What the guest says
 
     def new_events(self) -> Iterator[Event]:
-        """The events that the guest logged since the last call; `events` keeps them all."""
+        """The events that no call of this has yielded yet, as the guest logged them; `events` keeps them all."""
         with self.log.open("rb") as file:
             file.seek(self._read)
             text = file.read()
         self._read += len(text)
         lines = (self._partial + text.decode("utf-8", "replace")).split("\n")
         self._partial = lines.pop()
-        for event in read_log(lines):
-            self.events.append(event)
-            yield event
+        events = list(read_log(lines))
+        self.events += events
+        self._unseen += events
+        while self._unseen:
+            yield self._unseen.popleft()
 
     def wait_for(self, name: str, *, timeout: float = 30.0, accept: Callable[[Event], bool] = lambda _: True) -> Event:
         """Wait for an event called `name`, from now on, that `accept` accepts; returns it.

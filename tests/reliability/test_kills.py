@@ -1,0 +1,160 @@
+"""However a tracing coldframe ends, the guest goes on within a second, unharmed, with no breakpoint left.
+
+`COLDFRAME_KILLS` is how many times coldframe is killed; `scripts/soak` has the long run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from coldframe.minint import Minint, start
+from coldframe.target import attach
+from reliability.tracing import FUNCTION, start_trace, status, unsound_writes, wait_for_guardian
+
+pytestmark = pytest.mark.minint
+
+KILLS = int(os.environ.get("COLDFRAME_KILLS", "6"))
+SOON = 1.0
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Minint]:
+    with start(vcpus=4, options="PACE=5 THREADS=4") as machine:
+        yield machine
+        list(machine.new_events())
+        assert unsound_writes(machine.events) == []
+
+
+def goes_on(machine: Minint, since: float) -> float:
+    """Seconds from `since` until the guest writes again; it must be soon, and the guest must keep running."""
+    list(machine.new_events())
+    machine.wait_for("write", timeout=SOON)
+    took = time.monotonic() - since
+    for _ in range(8):  # two calls of the function by each thread: a breakpoint that is left would stop one
+        machine.wait_for("write", timeout=5)
+        assert status(machine) == "running"
+    return took
+
+
+def nothing_is_left(machine: Minint) -> None:
+    """The next attachment finds no breakpoint, and stops at its own alone, though the other function is called too."""
+    with attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
+        old, own = guest.symbol(FUNCTION), guest.symbol("nt!NtDelayExecution")
+        assert guest.vm.control._stub.ask(b"z1,%x,1" % old) != b"OK"
+        list(machine.new_events())
+        with guest.break_on(own):
+            stops = [guest.vm.run_until_stop(10) for _ in range(8)]
+        assert {(stop.reason, stop.address) for stop in stops if stop} == {("breakpoint", own)}
+        assert None not in stops
+        machine.wait_for("write", timeout=0.1)
+    assert status(machine) == "running"
+
+
+def end_of(process: subprocess.Popen[bytes]) -> tuple[int, list[dict[str, object]], list[str]]:
+    """Exit status, events (whole lines) and lines of standard error of a trace that ends."""
+    out, err = process.communicate(timeout=10)
+    lines = [line for line in out.split(b"\n")[:-1] if line]
+    return process.returncode, [json.loads(line) for line in lines], err.decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def usual_start(machine: Minint) -> float:
+    """Seconds that a trace takes from its start to its first event, here and now."""
+    began = time.monotonic()
+    process = start_trace(machine)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    took = time.monotonic() - began
+    process.kill()
+    process.wait()
+    goes_on(machine, time.monotonic())
+    return took
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(60 + 20 * KILLS)
+def test_kills_at_random_moments(
+    machine: Minint, usual_start: float, record_property: Callable[[str, object], None]
+) -> None:
+    chance = random.Random(KILLS)
+    took: list[float] = []
+    reached: Counter[str] = Counter()
+    for number in range(KILLS):
+        process = start_trace(machine)
+        if number % 2:  # while it pauses the guest, looks for the kernel, sets the breakpoint, traces its first hits
+            wait_for_guardian(process)
+            time.sleep(chance.uniform(0, 0.2))
+        else:
+            time.sleep(chance.uniform(0, 1.5 * usual_start))
+        list(machine.new_events())
+        process.kill()
+        killed = time.monotonic()
+        returncode, events, said = end_of(process)
+        assert returncode == -signal.SIGKILL
+        reached["tracing" if events else "attached" if said or number % 2 else "before"] += 1
+        took.append(goes_on(machine, killed))
+        nothing_is_left(machine)
+    list(machine.new_events())
+    assert unsound_writes(machine.events) == []
+    record_property("kills", KILLS)
+    record_property("reached", dict(reached))
+    record_property("longest pause", f"{max(took):.3f} s")
+    record_property("median pause", f"{statistics.median(took):.3f} s")
+    record_property("writes", sum(event.get("event") == "write" for event in machine.events))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_in_mid_trace(machine: Minint, number: signal.Signals) -> None:
+    process = start_trace(machine)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(number)
+    sent = time.monotonic()
+    returncode, _, said = end_of(process)
+    assert json.loads(first)["function"] == FUNCTION
+    assert returncode in ((0, 130) if number == signal.SIGINT else (-number, 128 + number))
+    assert not [line for line in said if "Traceback" in line or "Error" in line]
+    if number == signal.SIGINT:
+        assert [line for line in said if "Ctrl-C" in line and "guest runs on" in line]
+    goes_on(machine, sent)
+    nothing_is_left(machine)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7])
+def test_ctrl_c_before_the_trace_is_one_line(machine: Minint, usual_start: float, share: float) -> None:
+    process = start_trace(machine)
+    time.sleep(share * usual_start)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    returncode, _, said = end_of(process)
+    assert returncode in (0, 130, -signal.SIGINT), said  # exec() makes CPython end by the signal itself
+    assert not [line for line in said if "Traceback" in line], said
+    assert len(said) <= 3
+    goes_on(machine, sent)
+
+
+def test_a_guest_that_ends_in_mid_trace_is_one_line() -> None:
+    with ExitStack() as stack:
+        machine = stack.enter_context(start(vcpus=1))
+        process = start_trace(machine)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        os.kill(machine.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        returncode, _, said = end_of(process)
+        assert time.monotonic() - killed < 3
+        assert returncode == 1
+        assert [line for line in said if line.startswith("coldframe: ")] == said[-1:]
+        assert "ended" in said[-1] or "gone" in said[-1]
+        assert not [line for line in said if "Traceback" in line]
