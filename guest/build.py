@@ -3,13 +3,14 @@
 
     guest/build.py [--layout 19041] [--output build/minint/19041]
 
-Needs clang, lld and llvm (Debian's packages). Rebuilds only what changed; prints what it runs with --verbose. The output
-folder holds `loader.elf`, `ntoskrnl.exe`, `system32/*.exe|dll` and `symbols/*.pdb`.
+Needs clang, lld and llvm (Debian's packages). Rebuilds only what changed; prints what it runs with --verbose; builds
+into one folder take turns. The folder holds `loader.elf`, `ntoskrnl.exe`, `system32/*.exe|dll` and `symbols/*.pdb`.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
 import subprocess
@@ -19,11 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-COMMON = (
-    "--target=x86_64-pc-windows-msvc -ffreestanding -fno-builtin -g -gcodeview -mno-sse -mno-mmx -mno-80387 -msoft-float "
-    "-mno-implicit-float -fno-stack-protector -funwind-tables -mno-stack-arg-probe -fms-extensions -Wall -Wextra -Werror "
-    "-Wno-unused-parameter -Wno-missing-field-initializers -Wno-microsoft -Wno-multichar -fno-strict-aliasing"
-).split()
+# General registers only: no SSE state is kept across a switch, and nested KVM cannot emulate it.
+COMMON = [
+    "--target=x86_64-pc-windows-msvc", "-ffreestanding", "-fno-builtin", "-g", "-gcodeview", "-O1",
+    "-mno-sse", "-mno-mmx", "-mno-80387", "-msoft-float", "-mno-implicit-float",
+    "-fno-stack-protector", "-funwind-tables", "-mno-stack-arg-probe", "-fms-extensions", "-fno-strict-aliasing",
+    "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Wno-microsoft",
+    "-Wno-multichar",
+]  # fmt: skip
+LOADER = [
+    "--target=i686-elf", "-m32", "-ffreestanding", "-fno-builtin", "-nostdlib", "-fno-pic", "-mno-sse", "-O1",
+    "-Wall", "-Wextra", "-Werror",
+]  # fmt: skip
 USER_PROGRAMS = ("smss", "csrss", "services", "svchost", "notepad", "states")
 
 
@@ -93,22 +101,22 @@ class Build:
 
     def loader(self) -> None:
         """loader.elf"""
-        flags = "--target=i686-elf -m32 -ffreestanding -fno-builtin -nostdlib -fno-pic -mno-sse -O1 -Wall -Wextra -Werror".split()
-        made = self.objects(sources(HERE / "loader"), "loader", flags)
+        made = self.objects(sources(HERE / "loader"), "loader", LOADER)
         target = self.output / "loader.elf"
         self.link(target, made, "ld.lld", "-m", "elf_i386", "-T", HERE / "loader" / "loader.ld", "-o", target)
 
     def kernel(self) -> None:
         """ntoskrnl.exe and ntkrnlmp.pdb"""
         header = f'-DNT_LAYOUT_HEADER="../layouts/nt_{self.layout}.h"'
-        flags = [*COMMON, "-O1", header, "-Ikernel", "-DMININT_KERNEL"]
+        flags = [*COMMON, header, "-Ikernel", "-DMININT_KERNEL"]
         made = self.objects(sources(HERE / "kernel"), "kernel", flags)
         target = self.output / "ntoskrnl.exe"
         pdb = self.output / "symbols" / "ntkrnlmp.pdb"
         pdb.parent.mkdir(parents=True, exist_ok=True)
+        executable = [f"/section:{name},ER" for name in ("KVASCODE", "PAGE", "POOLCODE", "INITKDBG")]
         self.link(
             target, made, *linker(target, pdb, "KiSystemStartup", 0x140000000), "/driver", "/subsystem:native",
-            "/section:KVASCODE,ER", "/section:PAGE,ER", "/section:POOLCODE,ER", "/section:INITKDBG,ER", *exports(HERE / "kernel" / "exports.txt"),
+            *executable, *exports(HERE / "kernel" / "exports.txt"),
         )  # fmt: skip
 
     def user(self) -> None:
@@ -116,7 +124,7 @@ class Build:
         folder = self.output / "system32"
         folder.mkdir(parents=True, exist_ok=True)
         header = f'-DNT_LAYOUT_HEADER="../layouts/nt_{self.layout}.h"'
-        flags = [*COMMON, "-O1", header, "-Iuser", "-Ikernel"]
+        flags = [*COMMON, header, "-Iuser", "-Ikernel"]
         made = self.objects(sources(HERE / "user" / "ntdll"), "ntdll", flags)
         target, library = folder / "ntdll.dll", self.output / "objects" / "ntdll.lib"
         pdb = self.output / "symbols" / "ntdll.pdb"
@@ -133,9 +141,11 @@ class Build:
 
     def all(self) -> None:
         """Everything."""
-        self.loader()
-        self.kernel()
-        self.user()
+        with (self.output / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.loader()
+            self.kernel()
+            self.user()
 
 
 def sources(folder: Path) -> list[Path]:
