@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +13,9 @@ from test_resolver import built, random_memory
 
 from builder import GB, MB, PAGE, ImageBuilder, pattern
 from builder.states import ListedVads
-from coldframe.errors import FormatError
-from coldframe.paging import FORMATS, BulkResolver, Resolver, State, VadPage, VadRange
+from coldframe.errors import FormatError, UnreadableMemoryError
+from coldframe.paging import FORMATS, AddressSpace, BulkResolver, Resolver, State, VadPage, VadRange
+from coldframe.paging.intervals import overlaps, remainder
 
 
 def test_every_row_is_what_the_single_resolver_says():
@@ -127,3 +129,62 @@ def test_without_the_kernels_types_there_is_no_list():
     builder, _ = built()
     with pytest.raises(FormatError, match="types"):
         BulkResolver(Resolver(builder.physical(), FORMATS["4-level"], None, kernel_dtb=0))
+
+
+def test_long_reads_are_what_short_reads_are_together(monkeypatch):
+    guest, resolver = scene(*every_scene()[0])
+    space = AddressSpace(resolver, guest.dtb, guest.vads)
+    assert [case for case in guest.cases if case.content is not None]
+    for case in guest.cases:
+        if case.dtb != guest.dtb:
+            continue
+        start, size = case.address - 3 * PAGE - 0x123, 9 * PAGE
+        expected = space.read_padded(start, size)
+        monkeypatch.setattr("coldframe.paging.space.BULK", PAGE)
+        assert space.read_padded(start, size) == expected, case.name
+        try:
+            assert space.read(case.address + 5, PAGE - 7) == case.content[5:-2]
+            assert space.read(case.address, PAGE) == case.content
+        except UnreadableMemoryError as error:
+            assert case.content is None
+            assert error.reason == resolver.resolve(guest.dtb, case.address, guest.vads).reason
+        monkeypatch.undo()
+
+
+def test_ranges_are_cut_and_left_as_sets_are():
+    chance = random.Random(3)
+    for _ in range(50):
+        lists = []
+        for _ in range(2):
+            cuts = sorted(chance.sample(range(200), 12))
+            lists.append((np.array(cuts[::2], np.uint64), np.array(cuts[1::2], np.uint64)))
+        sets = [{n for a, b in zip(*pair, strict=True) for n in range(int(a), int(b))} for pair in lists]
+        both, _ = overlaps(*lists[0], *lists[1])
+        rest = remainder(*lists[0], both.low, both.high)
+        for pieces, wanted in ((both, sets[0] & sets[1]), (rest, sets[0] - sets[1])):
+            assert {n for a, b in zip(pieces.low, pieces.high, strict=True) for n in range(int(a), int(b))} == wanted
+            for of, low, high in zip(*pieces, strict=True):
+                assert lists[0][0][of] <= low < high <= lists[0][1][of]
+
+
+def test_a_huge_view_is_listed_by_what_there_is_of_its_prototype_ptes():
+    builder, resolver = built()
+    dtb, pool = builder.kernel_dtb, builder.shape.pool
+    start, count = 0x100000000000, 1 << 29  # as the view of the control-flow bitmap
+    builder.map(dtb, pool + 0x5000000, b"".join(((7 << 12) | 1).to_bytes(8, "little") for _ in range(512)))
+    first = pool
+    ranges = [VadRange(pool, start, start + count * PAGE, False, ((start, first, count),))]
+
+    class Huge:
+        def vad_ranges(self):
+            return ranges
+
+        def vad_page(self, address):
+            return VadPage(pool, start, start + count * PAGE, False, first + (address - start) // PAGE * 8, "")
+
+    pages = BulkResolver(resolver).pages(dtb, Huge(), start=start, end=start + count * PAGE)
+    assert len(pages) < 2000
+    assert int(pages.size.sum()) == count * PAGE
+    at = start + 0x5000000 // 8 * PAGE
+    for address in (start, at - PAGE, at, at + 511 * PAGE, at + 512 * PAGE, start + (count - 1) * PAGE):
+        assert not bulk_difference(resolver.resolve(dtb, address, Huge()), pages)

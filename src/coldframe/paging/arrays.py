@@ -1,9 +1,9 @@
-"""Pages as arrays: what the bulk resolver answers, and the rows and gaps it gathers on the way."""
+"""Pages as arrays: what the bulk resolver answers, and the rows it gathers on the way."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,20 +92,42 @@ class Entries(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Tables of one level: where each is, the first address it maps, the indirections passed, bytes from a source by
-    row."""
+    """Tables of one level: where each is, the first address it maps, the indirections passed, how many bytes each
+    maps, and bytes from a source by row."""
 
     physical: U64
     base: U64
     via: NDArray[np.uint8]
+    span: int
     supplied: dict[int, bytes]
 
 
+class Views(NamedTuple):
+    """Ranges of user addresses whose prototype PTEs stand side by side, from kernel-virtual `pointer` on."""
+
+    low: U64
+    high: U64
+    pointer: U64
+    via: NDArray[np.uint8]
+
+    def where(self, mask: NDArray[np.bool_]) -> Views:
+        """Those of the mask, shape (n,)."""
+        return Views(self.low[mask], self.high[mask], self.pointer[mask], self.via[mask])
+
+    @classmethod
+    def none(cls) -> Views:
+        """No range at all."""
+        empty = np.empty(0, np.uint64)
+        return cls(empty, empty, empty, np.empty(0, np.uint8))
+
+
 class Rows:
-    """Rows in the making: columns of blocks."""
+    """Rows in the making: columns of blocks, each by address."""
+
+    KINDS = ("u8", "u8", "u1", "u1", "u8", "u1", "u8", "u8")
 
     def __init__(self) -> None:
-        self.blocks: list[tuple[NDArray[np.generic], ...]] = []
+        self.blocks: list[tuple[U64, tuple[NDArray[np.generic] | int, ...]]] = []
         self.count = 0
 
     def add(
@@ -124,52 +146,33 @@ class Rows:
         count = len(address)
         if not count:
             return
+        self.expect(count)
         self.count += count
-        if self.count > MOST_ROWS:
+        code = CODE[state] if isinstance(state, State) else state
+        self.blocks.append((address, (size, code, via, physical, number, offset, subsection)))
+
+    def expect(self, count: int) -> None:
+        """Raise `FormatError` where so many more rows would be more than there can be."""
+        if self.count + count > MOST_ROWS:
             raise FormatError(
                 f"the page tables map more than {MOST_ROWS} pages, more than any process has: they point to themselves"
             )
-        code = CODE[state] if isinstance(state, State) else state
-        columns = ((size, "u8"), (code, "u1"), (via, "u1"), (physical, "u8"))
-        more = ((number, "u1"), (offset, "u8"), (subsection, "u8"))
-        full = (np.broadcast_to(np.asarray(value, dtype=kind), (count,)) for value, kind in columns + more)
-        self.blocks.append((address, *full))
 
     def arrays(self) -> PageArrays:
-        """The rows, by address."""
-        kinds = ("u8", "u8", "u1", "u1", "u8", "u1", "u8", "u8")
-        columns = [
-            np.concatenate([block[number] for block in self.blocks]) if self.blocks else np.empty(0, kind)
-            for number, kind in enumerate(kinds)
-        ]
-        order = np.argsort(columns[0], kind="stable")
-        return PageArrays(*(column[order] for column in columns))
+        """The rows, by address. A column that says the same of every row takes no memory, and is read-only."""
+        address = np.concatenate([block[0] for block in self.blocks]) if self.blocks else np.empty(0, np.uint64)
+        order = None if (address[1:] > address[:-1]).all() else np.argsort(address, kind="stable")
+        columns = [self._column(number, kind, order) for number, kind in enumerate(self.KINDS[1:])]
+        return PageArrays(address if order is None else address[order], *columns)
 
-
-@dataclass
-class Gaps:
-    """Ranges of which only the VADs can tell, with the indirections passed so far."""
-
-    address: list[U64]
-    size: list[U64]
-    via: list[NDArray[np.uint8]]
-
-    def add(self, entries: Entries, size: int) -> None:
-        """Note that entries, each of which maps `size` bytes, say nothing of them."""
-        if len(entries.address):
-            self.address.append(entries.address)
-            self.size.append(np.full(len(entries.address), size, dtype=np.uint64))
-            self.via.append(entries.via)
-
-    def merged(self) -> tuple[U64, U64, NDArray[np.uint8]]:
-        """Start, end and via of each, in order, neighbours of the same via made one."""
-        if not self.address:
-            return np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.uint8)
-        start = np.concatenate(self.address)
-        order = np.argsort(start, kind="stable")
-        start = start[order]
-        end = start + np.concatenate(self.size)[order]
-        via = np.concatenate(self.via)[order]
-        first = np.concatenate(([True], (start[1:] != end[:-1]) | (via[1:] != via[:-1])))
-        last = np.concatenate((first[1:], [True]))
-        return start[first], end[last], via[first]
+    def _column(self, number: int, kind: str, order: NDArray[np.int64] | None) -> NDArray[Any]:
+        parts = [columns[number] for _, columns in self.blocks]
+        told = {part for part in parts if isinstance(part, int)}
+        if len(told) <= 1 and all(isinstance(part, int) for part in parts):
+            return np.broadcast_to(np.array(told.pop() if told else 0, dtype=kind), (self.count,))
+        out = np.empty(self.count, dtype=kind)
+        at = 0
+        for (address, _), part in zip(self.blocks, parts, strict=True):
+            out[at : at + len(address)] = part
+            at += len(address)
+        return out if order is None else out[order]

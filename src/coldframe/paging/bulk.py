@@ -10,7 +10,7 @@ Pages of which neither the tables nor the VADs say anything have no row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,21 @@ from coldframe.paging.arrays import (
     NOWHERE,
     U64,
     Entries,
-    Gaps,
     PageArrays,
     Rows,
     Tables,
+    Views,
 )
 from coldframe.paging.formats import LARGE, PAGE_MASK, PAGE_SIZE, VALID, Level
+from coldframe.paging.intervals import complement, overlaps, remainder
 from coldframe.paging.layout import Bits, PteLayout, SplitAddress
 from coldframe.paging.notes import ABSENT, ZERO
 from coldframe.paging.page import State, Via
 from coldframe.paging.resolver import Resolver
 from coldframe.paging.sources import ListsVads
+
+_LARGE_VIEW = 1 << 15
+"""Pages: a view of more is looked at by the pages that its prototype PTEs stand in."""
 
 
 class BulkResolver:
@@ -57,10 +61,12 @@ class BulkResolver:
         A row may reach beyond either end where a large page or a span does. Raises `FormatError` for tables that map
         more pages than there can be.
         """
-        rows, gaps = Rows(), Gaps([], [], [])
-        self._walk(dtb, start, (self.format.user_end if end is None else end) - 1, rows, gaps)
-        if vads is not None:
-            self._vads(vads, gaps, rows)
+        rows = Rows()
+        start &= ~PAGE_MASK
+        end = self.format.user_end if end is None else -(-end // PAGE_SIZE) * PAGE_SIZE
+        passed = self._walk(dtb, start, end - 1, rows)
+        if vads is not None and start < self.format.user_end:
+            self._vads(vads, start, min(end, self.format.user_end), passed, rows)
         return rows.arrays()
 
     def kernel_pages(self, dtb: int) -> PageArrays:
@@ -69,50 +75,68 @@ class BulkResolver:
 
     # Tables
 
-    def _walk(self, dtb: int, first: int, last: int, rows: Rows, gaps: Gaps) -> None:
+    def _walk(self, dtb: int, first: int, last: int, rows: Rows) -> list[Tables]:
+        """Rows for what the tables map from `first` to `last`; returns the tables that were reached in an odd way."""
         tables = Tables(
-            np.array([dtb & self.format.root], np.uint64), np.zeros(1, np.uint64), np.zeros(1, np.uint8), {}
+            np.array([dtb & self.format.root], np.uint64), np.zeros(1, np.uint64), np.zeros(1, np.uint8), 0, {}
         )
+        passed: list[Tables] = []
         for level in self.format.levels:
-            count, span = 1 << level.bits, 1 << level.shift
+            count = 1 << level.bits
             if len(tables.physical) > MOST_ROWS // count:
                 raise FormatError(f"{len(tables.physical)} tables of {level.name}s: they point to themselves")
-            stored, readable = self._read_tables(tables, count)
-            index = np.arange(count, dtype=np.uint64) << np.uint64(level.shift)
-            address = self._extended((tables.base[:, None] + index).ravel())
-            wanted = (address + np.uint64(span - 1) >= np.uint64(first)) & (address <= np.uint64(last))
-            entries = Entries(address, stored.ravel(), np.repeat(tables.via, count))
-            lost = entries.where(wanted & ~readable.ravel())
-            rows.add(lost.address, span, State.UNMAPPED, lost.via)
-            entries = entries.where(wanted & readable.ravel())
+            entries = self._entries(level, tables, first, last, rows)
             if level is self.format.levels[-1]:
-                self._leaves(entries, rows, gaps)
-            else:
-                tables = self._next(level, entries, rows, gaps)
+                self._leaves(entries, rows)
+                break
+            tables = self._next(level, entries, rows)
+            odd = tables.via != 0
+            if odd.any():
+                passed.append(Tables(tables.physical[odd], tables.base[odd], tables.via[odd], tables.span, {}))
+        return passed
+
+    def _entries(self, level: Level, tables: Tables, first: int, last: int, rows: Rows) -> Entries:
+        """The entries of all tables that are not zero and map something from `first` to `last`, by address."""
+        span = 1 << level.shift
+        stored = self._read_tables(level, tables, first, last, rows).ravel()
+        index = np.flatnonzero(stored)
+        if len(index) < len(stored):
+            stored = stored[index]
+        table = index >> level.bits
+        address = ((index & ((1 << level.bits) - 1)) << level.shift).view(np.uint64)
+        address += tables.base[table]
+        if level is self.format.levels[0]:  # below, the tables' addresses are whole
+            address = self._extended(address)
+        via = tables.via[table] if tables.via.any() else np.zeros(len(address), np.uint8)
+        low = int(np.searchsorted(address, np.uint64(max(first - span + 1, 0)), side="left"))
+        high = int(np.searchsorted(address, np.uint64(last), side="right"))
+        return Entries(address[low:high], stored[low:high], via[low:high])
 
     def _extended(self, address: U64) -> U64:
         if not self.format.canonical:
             return address
-        high = np.uint64((1 << 64) - (1 << self.format.address_bits))
         sign = np.uint64(1 << (self.format.address_bits - 1))
-        return np.where(address & sign, address | high, address)
+        return (address & (sign | (sign - np.uint64(1))) ^ sign) - sign
 
-    def _read_tables(self, tables: Tables, count: int) -> tuple[U64, NDArray[np.bool_]]:
-        """The entries of n tables, shape (n, count), and which of them could be read."""
-        size = self.format.entry_size
+    def _read_tables(self, level: Level, tables: Tables, first: int, last: int, rows: Rows) -> U64:
+        """The entries of n tables, shape (n, count); zeros, and rows that say so, for those that cannot be read."""
+        size, count = self.format.entry_size, 1 << level.bits
         held, fine = self.physical.read_many(tables.physical, count * size)
-        entries = held.view(self._kind).astype(np.uint64)
-        readable = np.repeat(fine[:, None], count, axis=1)
-        for row in np.nonzero(~fine)[0].tolist():
+        entries = held.view(self._kind).astype(np.uint64, copy=False)
+        for row in np.flatnonzero(~fine).tolist():
             if row in tables.supplied:
-                entries[row], readable[row] = np.frombuffer(tables.supplied[row], dtype=self._kind), True
+                entries[row] = np.frombuffer(tables.supplied[row], dtype=self._kind)
                 continue
             places = tables.physical[row] + np.arange(0, count * size, size, dtype=np.uint64)
             each, some = self.physical.read_many(places, size)  # RAM may end within a table
-            entries[row], readable[row] = each.view(self._kind).ravel().astype(np.uint64), some
-        return entries, readable
+            entries[row] = each.view(self._kind).ravel()
+            address = tables.base[row] + (np.flatnonzero(~some).astype(np.uint64) << np.uint64(level.shift))
+            address = self._extended(address)
+            inside = (address + np.uint64((1 << level.shift) - 1) >= np.uint64(first)) & (address <= np.uint64(last))
+            rows.add(address[inside], 1 << level.shift, State.UNMAPPED, int(tables.via[row]))
+        return entries
 
-    def _next(self, level: Level, entries: Entries, rows: Rows, gaps: Gaps) -> Tables:
+    def _next(self, level: Level, entries: Entries, rows: Rows) -> Tables:
         """What entries above the PTEs say, and the tables that they lead to."""
         stored, span = entries.stored, 1 << level.shift
         value = self._unswizzled(stored)
@@ -126,7 +150,6 @@ class BulkResolver:
         odd = entries.where(prototype)
         rows.add(odd.address, span, State.UNMAPPED, odd.via)
         gap |= rest & ~prototype & (_get(value, self.layout.page_file_high) == 0)
-        gaps.add(entries.where(gap), span)
         paged = rest & ~prototype & ~gap
         supplied = self._paged_tables(span, entries, value, paged, rows)
         via = entries.via | np.where(transition, BIT[Via.TRANSITION_TABLE], 0).astype(np.uint8)
@@ -137,7 +160,7 @@ class BulkResolver:
         table[paged] = NO_TABLE
         place = np.cumsum(follow) - 1
         bytes_of = {int(place[row]): data for row, data in supplied.items()}
-        return Tables(table[follow], entries.address[follow], via[follow], bytes_of)
+        return Tables(table[follow], entries.address[follow], via[follow], span, bytes_of)
 
     def _large(self, level: Level, entries: Entries, rows: Rows) -> None:
         span = 1 << level.shift
@@ -180,15 +203,29 @@ class BulkResolver:
 
     # PTEs
 
-    def _leaves(self, entries: Entries, rows: Rows, gaps: Gaps) -> None:
-        valid = _has(entries.stored, VALID)
+    def _leaves(self, entries: Entries, rows: Rows) -> None:
+        valid = (entries.stored & np.uint64(VALID)).astype(np.bool_)
+        if valid.all():
+            self._valid(entries, rows)
+            return
+        self._valid(entries.where(valid), rows)
+        entries = entries.where(~valid)
         value = self._unswizzled(entries.stored)
-        gap = ~valid & ((value == 0) | (self._is_marker(entries.stored) & ~self._is_transition(value)))
-        gaps.add(entries.where(gap), PAGE_SIZE)
-        prototype = ~valid & ~gap & _has(value, self.layout.prototype)
+        gap = (value == 0) | (self._is_marker(entries.stored) & ~self._is_transition(value))
+        prototype = ~gap & _has(value, self.layout.prototype)
         behind = entries.where(prototype)
         self._prototypes(behind.address, self._prototype_addresses(value[prototype]), behind.via, rows)
         self._software(entries.where(~(gap | prototype)), rows)
+
+    def _valid(self, entries: Entries, rows: Rows) -> None:
+        rows.add(
+            entries.address, PAGE_SIZE, State.VALID, entries.via, physical=self._in_ram(entries.stored & self._frame)
+        )
+
+    def _in_ram(self, frame: U64) -> U64:
+        """The frames' physical addresses, `NOWHERE` for one outside the guest's RAM."""
+        there = self.physical.contains_many(frame)
+        return frame if there.all() else np.where(there, frame, np.uint64(NOWHERE))
 
     def _software(self, entries: Entries, rows: Rows) -> None:
         """Valid, transition, demand-zero, compressed and paging-file entries."""
@@ -196,10 +233,10 @@ class BulkResolver:
         valid = _has(stored, VALID)
         value = self._unswizzled(stored)
         transition = ~valid & self._is_transition(value)
-        frame = np.where(valid, stored & self._frame, value & self._transition_frame)
-        frame = np.where(self.physical.contains_many(frame), frame, np.uint64(NOWHERE))
+        frame = self._in_ram(np.where(valid, stored & self._frame, value & self._transition_frame))
         for mask, state in ((valid, State.VALID), (transition, State.TRANSITION)):
-            rows.add(address[mask], PAGE_SIZE, state, via[mask], physical=frame[mask])
+            if mask.any():
+                rows.add(address[mask], PAGE_SIZE, state, via[mask], physical=frame[mask])
         rest = ~(valid | transition)
         zero = rest & (_get(value, self.layout.page_file_high) == 0)
         rows.add(address[zero], PAGE_SIZE, State.DEMAND_ZERO, via[zero])
@@ -260,52 +297,91 @@ class BulkResolver:
 
     # VADs
 
-    def _vads(self, vads: ListsVads, gaps: Gaps, rows: Rows) -> None:
-        """The parts of each VAD of which the tables say nothing."""
-        start, end, via = gaps.merged()
-        for vad in vads.vad_ranges():
-            first = int(np.searchsorted(end, np.uint64(vad.start), side="right"))
-            last = int(np.searchsorted(start, np.uint64(vad.end), side="left"))
-            if first >= last:
-                continue
-            low = np.maximum(start[first:last], np.uint64(vad.start))
-            high = np.minimum(end[first:last], np.uint64(vad.end))
-            passed = via[first:last] | np.uint8(BIT[Via.VAD])
-            if vad.private:
-                rows.add(low, high - low, State.DEMAND_ZERO, passed)
-                continue
-            self._mapped(low, high, passed, vad.prototypes, rows)
+    def _vads(self, vads: ListsVads, start: int, end: int, passed: list[Tables], rows: Rows) -> None:
+        """The parts of each VAD of which the tables say nothing: where there is no row yet."""
+        told = rows.arrays()
+        low, high = complement(told.address, told.address + told.size, start, end)
+        if not len(low):
+            return
+        ranges = sorted(vads.vad_ranges(), key=lambda vad: vad.start)
+        limits = np.array([(vad.start, vad.end) for vad in ranges], np.uint64).reshape(-1, 2)
+        gaps, which = overlaps(low, high, limits[:, 0], limits[:, 1])
+        private = np.array([vad.private for vad in ranges], np.bool_)[which]
+        for low, high, via in self._by_table(gaps.low[private], gaps.high[private], passed):
+            rows.add(low, high - low, State.DEMAND_ZERO, via)
+        runs = [run for vad in ranges if not vad.private for run in vad.prototypes]
+        first, pointer, count = np.array(runs, np.uint64).reshape(-1, 3).T
+        behind = first + count * np.uint64(PAGE_SIZE)
+        for low, high, via in self._by_table(gaps.low[~private], gaps.high[~private], passed):
+            pieces, run = overlaps(low, high, first, behind)
+            bare = remainder(low, high, pieces.low, pieces.high)
+            rows.add(bare.low, bare.high - bare.low, State.UNMAPPED, via[bare.of])
+            into = (pieces.low - first[run]) // np.uint64(PAGE_SIZE)
+            start_pte = pointer[run] + into * np.uint64(self.format.entry_size)
+            self._views(Views(pieces.low, pieces.high, start_pte, via[pieces.of]), rows)
 
-    def _mapped(
-        self,
-        low: U64,
-        high: U64,
-        via: NDArray[np.uint8],
-        prototypes: Iterable[tuple[int, int, int]],
-        rows: Rows,
-    ) -> None:
-        """Gaps in a view: the pages that have prototype PTEs, and those that have none."""
-        size = np.uint64(self.format.entry_size)
-        covered = [(start, start + count * PAGE_SIZE, pointer) for start, pointer, count in prototypes]
-        for begin, end, passed in zip(low.tolist(), high.tolist(), via.tolist(), strict=True):
-            at = begin
-            for start, stop, pointer in sorted(covered):
-                if stop <= at or start >= end:
-                    continue
-                if start > at:
-                    self._bare(at, start, passed, rows)
-                    at = start
-                until = min(stop, end)
-                address = np.arange(at, until, PAGE_SIZE, dtype=np.uint64)
-                offset = np.uint64((at - start) // PAGE_SIZE) + np.arange(len(address), dtype=np.uint64)
-                via_each = np.full(len(address), passed, dtype=np.uint8)
-                self._prototypes(address, np.uint64(pointer) + offset * size, via_each, rows)
-                at = until
-            if at < end:
-                self._bare(at, end, passed, rows)
+    def _by_table(self, low: U64, high: U64, passed: list[Tables]) -> list[tuple[U64, U64, NDArray[np.uint8]]]:
+        """Gaps with what was passed on the way to each: the VAD, and tables that were reached in an odd way."""
+        parts = [(low, high, np.full(len(low), BIT[Via.VAD], np.uint8))]
+        for tables in passed:
+            base, above = tables.base, tables.base + np.uint64(tables.span)
+            split = []
+            for start, end, via in parts:
+                inside, table = overlaps(start, end, base, above)
+                rest = remainder(start, end, inside.low, inside.high)
+                split.append((inside.low, inside.high, via[inside.of] | tables.via[table]))
+                split.append((rest.low, rest.high, via[rest.of]))
+            parts = [part for part in split if len(part[0])]
+        return parts
 
-    def _bare(self, start: int, end: int, via: int, rows: Rows) -> None:
-        rows.add(np.array([start], dtype=np.uint64), end - start, State.UNMAPPED, via)
+    def _views(self, views: Views, rows: Rows) -> None:
+        """Pages of views, through their prototype PTEs; a very large view by what there is of its prototype PTEs."""
+        count = (views.high - views.low) // np.uint64(PAGE_SIZE)
+        large = count > np.uint64(_LARGE_VIEW)
+        pieces = [views.where(~large)]
+        for low, high, pointer, via in zip(*(column[large].tolist() for column in views), strict=True):
+            pieces.append(self._large_view(low, high, pointer, via, rows))
+        low, high, pointer, via = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+        count = (high - low) // np.uint64(PAGE_SIZE)
+        rows.expect(int(count.sum()))
+        number = count.astype(np.int64)
+        total = np.cumsum(number)
+        into = (np.arange(total[-1] if len(total) else 0) - np.repeat(total - number, number)).astype(np.uint64)
+        address = np.repeat(low, number) + into * np.uint64(PAGE_SIZE)
+        place = np.repeat(pointer, number) + into * np.uint64(self.format.entry_size)
+        self._prototypes(address, place, np.repeat(via, number), rows)
+
+    def _large_view(self, low: int, high: int, pointer: int, via: int, rows: Rows) -> Views:
+        """The parts of a view whose prototype PTEs there are; rows for the others.
+
+        A view may be of terabytes, most of which nobody ever touched (that of the control-flow bitmap is), and so may
+        be its prototype PTEs: their own pages are listed first.
+        """
+        size = self.format.entry_size
+        via_each = via | BIT[Via.PROTOTYPE]
+        if pointer % size or pointer + (high - low) // PAGE_SIZE * size >= 1 << 64:
+            rows.add(np.array([low], np.uint64), high - low, State.UNMAPPED, via_each)
+            return Views.none()
+        inner = Rows()
+        end = pointer + (high - low) // PAGE_SIZE * size
+        self._walk(self.resolver.kernel_dtb, pointer, end - 1, inner)
+        held = inner.arrays()
+        zero = (held.state == CODE[State.DEMAND_ZERO]) | (held.state == CODE[State.UNMAPPED])
+        state = np.where(held.state == CODE[State.DEMAND_ZERO], CODE[State.DEMAND_ZERO], CODE[State.UNMAPPED])
+        ptes, row = overlaps(*_one(pointer, end), held.address, held.address + held.size)
+        nothing = remainder(*_one(pointer, end), ptes.low, ptes.high)
+        scale, base = np.uint64(PAGE_SIZE // size), np.uint64(pointer)
+        span = zero[row]
+        where = (ptes.low - base) * scale + np.uint64(low)
+        until = (ptes.high - base) * scale + np.uint64(low)
+        rows.add(where[span], (until - where)[span], state[row][span].astype(np.uint8), via_each)
+        rows.add(
+            (nothing.low - base) * scale + np.uint64(low),
+            (nothing.high - nothing.low) * scale,
+            State.UNMAPPED,
+            via_each,
+        )
+        return Views(where[~span], until[~span], ptes.low[~span], np.full(int((~span).sum()), via, np.uint8))
 
     # Entries
 
@@ -361,3 +437,7 @@ def _has(values: U64, mask: int) -> NDArray[np.bool_]:
 
 def _get(values: U64, bits: Bits) -> U64:
     return (values >> np.uint64(bits.position)) & np.uint64(bits.largest)
+
+
+def _one(low: int, high: int) -> tuple[U64, U64]:
+    return np.array([low], np.uint64), np.array([high], np.uint64)

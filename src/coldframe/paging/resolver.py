@@ -393,7 +393,8 @@ class Resolver(Asks):
             return self._prototype(asked, vad.prototype_pte)
         if notes is None:
             return ABSENT
-        return notes.stop(State.UNMAPPED, f"the VAD at {vad.vad:#x} has no prototype PTE for this page")
+        reason = vad.trouble or f"the VAD at {vad.vad:#x} has no prototype PTE for this page"
+        return notes.stop(State.UNMAPPED, reason)
 
     # Words
 

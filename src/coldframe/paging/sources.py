@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from coldframe.paging.page import Page, SubsectionPage
 
@@ -15,7 +15,8 @@ class VadPage:
 
     `vad` is the VAD's kernel-virtual address; `start` and `end` the range it covers (`end` is the first address
     behind it). `prototype_pte` is the kernel-virtual address of this page's prototype PTE, found in a contiguous
-    array or along the `_SUBSECTION` chain; None where the VAD has none. `says` is the VAD in words.
+    array or along the `_SUBSECTION` chain; None where the VAD has none, or where `trouble` says why it is not to be
+    found. `says` is the VAD in words.
     """
 
     vad: int
@@ -24,6 +25,7 @@ class VadPage:
     private: bool
     prototype_pte: int | None
     says: str | Callable[[], str]
+    trouble: str = ""
 
 
 class FindsVads(Protocol):
@@ -39,7 +41,8 @@ class VadRange:
     """A VAD as the bulk resolver wants it: the range `start` to `end` at once.
 
     `prototypes` are runs of pages whose prototype PTEs stand side by side: (address of the first page, kernel-virtual
-    address of its prototype PTE, number of pages). A view of one subsection has one run, others one a subsection.
+    address of its prototype PTE, number of pages), within the range, by address. A view of one subsection has one run,
+    others one a subsection.
     """
 
     vad: int
@@ -49,6 +52,7 @@ class VadRange:
     prototypes: tuple[tuple[int, int, int], ...] = ()
 
 
+@runtime_checkable
 class ListsVads(Protocol):
     """The VADs of one process, all of them."""
 

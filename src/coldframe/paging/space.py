@@ -6,15 +6,21 @@ import struct
 from collections.abc import Iterator
 
 from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.paging.arrays import PageArrays
+from coldframe.paging.bulk import BulkResolver
 from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from coldframe.paging.gather import Span, span_bytes, spans, zeros
 from coldframe.paging.notes import ZERO
 from coldframe.paging.page import Page
 from coldframe.paging.resolver import Resolver
-from coldframe.paging.sources import FindsVads
+from coldframe.paging.sources import FindsVads, ListsVads
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+
+BULK = 1 << 19
+"""Bytes: reads of so many and more list their pages in bulk."""
 
 
 class AddressSpace:
@@ -66,6 +72,8 @@ class AddressSpace:
             base = self._locate(address)
             if base >= 0:
                 return self._read_ram(base | (address & PAGE_MASK), address, size)
+        if size >= BULK and self._lists(address, size):
+            return b"".join(self._gathered(address, size, []))
         return b"".join(data for _, data in self._spans(address, size))
 
     def _spans(self, address: int, size: int) -> Iterator[tuple[int, bytes]]:
@@ -105,8 +113,13 @@ class AddressSpace:
 
         A hole is (address, size in bytes); holes are in order, do not touch each other and lie within what was asked.
         """
-        out = bytearray(size)
         holes: list[tuple[int, int]] = []
+        if size >= BULK and self._lists(address, size):
+            return b"".join(self._gathered(address, size, holes, padded=True)), holes
+        return self._padded(address, size, holes), holes
+
+    def _padded(self, address: int, size: int, holes: list[tuple[int, int]]) -> bytes:
+        out = bytearray(size)
         position, end = address, address + size
         while position < end:
             try:
@@ -115,12 +128,59 @@ class AddressSpace:
                 break
             except UnreadableMemoryError as error:
                 stop = min(error.address + max(error.size, 1), end)
-                if holes and sum(holes[-1]) == error.address:
-                    holes[-1] = (holes[-1][0], stop - holes[-1][0])
-                else:
-                    holes.append((error.address, stop - error.address))
+                _note_hole(holes, error.address, stop)
                 position = stop
-        return bytes(out), holes
+        return bytes(out)
+
+    def pages(self, start: int | None = None, end: int | None = None) -> PageArrays:
+        """Every page from `start` to `end` as arrays, one row a page, a large page or a span of pages alike.
+
+        By default the user half of a process's address space, the kernel half of one that has no VADs. A row may
+        reach beyond either end. Raises `FormatError` where the kernel's types are not known, or the tables point to
+        themselves.
+        """
+        bulk = BulkResolver(self.resolver)
+        vads = self.vads if isinstance(self.vads, ListsVads) else None
+        if start is None and end is None and self.vads is None:
+            return bulk.kernel_pages(self.dtb)
+        return bulk.pages(self.dtb, vads, start=start or 0, end=end)
+
+    def spans(self, start: int | None = None, end: int | None = None) -> Iterator[Span]:
+        """What can be read from `start` to `end` without a page source, as pieces that lie side by side in RAM or
+        read as zeros; defaults as in `pages`."""
+        pages = self.pages(start, end)
+        return spans(pages, start or 0, 1 << 64 if end is None else end)
+
+    def _lists(self, address: int, size: int) -> bool:
+        """Whether the pages of that span can be listed in bulk."""
+        known = self.resolver.layout is not None and (self.vads is None or isinstance(self.vads, ListsVads))
+        return known and address >= 0 and address + size <= 1 << 64
+
+    def _gathered(
+        self, address: int, size: int, holes: list[tuple[int, int]], *, padded: bool = False
+    ) -> Iterator[memoryview | bytes]:
+        """The bytes in large pieces; what the list has not got is read (or padded, and noted) page by page."""
+        end = address + size
+        for span in (*self.spans(address, end), Span(end, end, None)):
+            if span.start > address:
+                yield from self._hole(address, span.start - address, holes, padded=padded)
+            try:
+                yield from span_bytes(self._physical, span)
+            except UnreadableMemoryError:  # RAM ends within a page
+                yield from self._hole(span.start, span.end - span.start, holes, padded=padded)
+            address = span.end
+
+    def _hole(
+        self, address: int, size: int, holes: list[tuple[int, int]], *, padded: bool
+    ) -> Iterator[memoryview | bytes]:
+        if not padded:
+            yield from (data for _, data in self._spans(address, size))
+        elif self.resolver.pages is not None:
+            for at in range(address, address + size, BULK):
+                yield self._padded(at, min(BULK, address + size - at), holes)
+        else:
+            _note_hole(holes, address, address + size)
+            yield from zeros(size)
 
     def readable(self, address: int, size: int = 1) -> bool:
         """Whether `read` would return all of these bytes."""
@@ -201,3 +261,11 @@ class AddressSpace:
             self._physical.check_writable(physical, len(part))
         for physical, part in pieces:
             self._physical.write(physical, part)
+
+
+def _note_hole(holes: list[tuple[int, int]], start: int, stop: int) -> None:
+    """Add a hole to the list, or make the last one longer."""
+    if holes and sum(holes[-1]) == start:
+        holes[-1] = (holes[-1][0], stop - holes[-1][0])
+    else:
+        holes.append((start, stop - start))

@@ -126,6 +126,35 @@ class Sections:
                 index -= count
         return None
 
+    def prototype_runs(self, vad: Struct, count: int) -> Iterator[tuple[int, int, int]]:
+        """Where `prototype_pte` finds the first `count` pages of a view, as runs of entries that stand side by side.
+
+        Each is (index of the first page, kernel-virtual address of its prototype PTE, number of pages). Where the
+        chain cannot be read the rest is left out.
+        """
+        first, last = vad.integer("FirstPrototypePte"), vad.integer("LastContiguousPte")
+        if not first:
+            return
+        done = min((last - first) // self._pte_size + 1 if last >= first else 0, count)
+        if done:
+            yield 0, first, done
+        position: int | None = None  # of the subsection's first page in the view
+        try:
+            for subsection in self.chain(self._subsection_of(vad) if done < count else 0):
+                base, size = subsection.integer("SubsectionBase"), subsection.integer("PtesInSubsection")
+                if position is None:
+                    if not base <= first < base + size * self._pte_size:
+                        continue
+                    position = -((first - base) // self._pte_size)
+                low, high = max(position, done), min(position + size, count)
+                if base and low < high:
+                    yield low, base + (low - position) * self._pte_size, high - low
+                position += size
+                if position >= count:
+                    return
+        except UnreadableMemoryError:
+            return
+
     def _subsection_of(self, vad: Struct) -> int:
         if vad.has("Subsection"):
             return vad.integer("Subsection")

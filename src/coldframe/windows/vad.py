@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 
 from coldframe.errors import TypeNotFoundError, UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
-from coldframe.paging import VadPage
+from coldframe.paging import VadPage, VadRange
 from coldframe.symbols.model import Enum, Reference
 from coldframe.symbols.model import Pointer as PointerType
 from coldframe.windows.typed import Struct, first_field
@@ -131,6 +131,7 @@ class VadTree(Sequence[Vad]):
         self._guest = process.guest
         self._nodes: dict[int, Vad] = {}
         self._list: list[Vad] | None = None
+        self._ranges: list[VadRange] | None = None
         self._epoch = self._guest.resolver.epoch
         types = self._guest.types
         holder = first_field(types, "_MMVAD_SHORT", "VadNode", "LeftChild")
@@ -160,7 +161,7 @@ class VadTree(Sequence[Vad]):
         """Forget what was read before the guest last ran."""
         if self._epoch != self._guest.resolver.epoch:
             self._nodes.clear()
-            self._list = None
+            self._list = self._ranges = None
             self._epoch = self._guest.resolver.epoch
 
     def _vad(self, node: int) -> Vad:
@@ -190,15 +191,38 @@ class VadTree(Sequence[Vad]):
         vad = self.find(address)
         if vad is None:
             return None
+        private, trouble = vad.private, ""
+        try:
+            prototype_pte = None if private else vad.prototype_pte(address)
+        except UnreadableMemoryError as error:
+            prototype_pte, trouble = None, str(error)
+        return VadPage(vad.address, vad.start, vad.end, private, prototype_pte, lambda: vad.says, trouble)
+
+    def vad_ranges(self) -> list[VadRange]:
+        """Each VAD as a range, by address, for the bulk resolver.
+
+        One that cannot be read, or that overlaps those before it (the tree is damaged), is left out and warned of.
+        """
+        self._fresh()
+        if self._ranges is None:
+            self._ranges, reached = [], 0
+            for vad in self._all():
+                try:
+                    if not reached <= vad.start < vad.end:
+                        self._guest.warn(f"VADs of {self._process!r}: {vad.address:#x} is out of order")
+                        continue
+                    self._ranges.append(self._range(vad))
+                except UnreadableMemoryError as error:
+                    self._guest.warn(f"VADs of {self._process!r}: {error}")
+                    continue
+                reached = vad.end
+        return self._ranges
+
+    def _range(self, vad: Vad) -> VadRange:
         private = vad.private
-        return VadPage(
-            vad=vad.address,
-            start=vad.start,
-            end=vad.end,
-            private=private,
-            prototype_pte=None if private else vad.prototype_pte(address),
-            says=lambda: vad.says,
-        )
+        runs = () if private else self._guest.sections.prototype_runs(vad.struct, vad.size // PAGE_SIZE)
+        prototypes = tuple((vad.start + index * PAGE_SIZE, first, count) for index, first, count in runs)
+        return VadRange(vad.address, vad.start, vad.end, private, prototypes)
 
     def _walk(self) -> Iterator[Vad]:
         """In order; a branch that cannot be read is left out and warned of."""
