@@ -24,6 +24,7 @@ from coldframe.qemu.qmp import Json, QmpClient
 SOURCE = Path(__file__).resolve().parents[3]
 GUEST = SOURCE / "guest"
 BOOT_SECONDS = {"tcg": 60.0, "kvm": 600.0}
+_SETTLED = "states: all pages are where they shall be"
 _PR_SET_PDEATHSIG = 1
 _T = TypeVar("_T")
 
@@ -217,6 +218,15 @@ class Minint:
                 raise MinintError(f"minint did not say {name!r} within {timeout:.0f} s; its last words: {last}")
             time.sleep(0.01)
 
+    def wait_until_steady(self, *, timeout: float = 60.0) -> None:
+        """Return when states.exe has brought its pages into every state, where they stay. See `wait_for`."""
+
+        def settled(event: Event) -> bool:
+            return event.get("event") == "note" and str(event.get("text")).startswith(_SETTLED)
+
+        if not any(settled(event) for event in self.events):
+            self.wait_for("note", timeout=timeout, accept=settled)
+
     def command(self, line: str) -> None:
         """Send a command line to the guest, over its second serial port: the first one is for its log alone."""
         self._commands.sendall(line.encode() + b"\n")
@@ -242,7 +252,8 @@ class Minint:
         return self._control.execute(command, dict(arguments), timeout=120.0)
 
     def write_dump(self, dump: Path, *, disk: Path | None = None, log: Path | None = None) -> None:
-        """Freeze the guest; write its memory as an ELF core, a copy of its disk, and its log with the ground truth."""
+        """Freeze the guest in a steady state; write its memory (an ELF core), its disk, and its log with the truth."""
+        self.wait_until_steady()
         self.truth()
         self.control("stop")  # QEMU flushes its block devices as it stops
         self.control("dump-guest-memory", paging=False, protocol=f"file:{dump.absolute()}")
