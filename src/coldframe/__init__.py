@@ -11,8 +11,9 @@ with coldframe.attach("win10.qmp") as guest:                            # a runn
             print(hit.process, hit.callstack())
 """
 
+from coldframe.dumping import dump
 from coldframe.target import attach, open_image, open_target
 
 open = open_image  # noqa: A001 - `coldframe.open` reads as what it does
 
-__all__ = ["attach", "open", "open_image", "open_target"]
+__all__ = ["attach", "dump", "open", "open_image", "open_target"]

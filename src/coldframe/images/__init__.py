@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coldframe.images import crashdump, elf, raw
+from coldframe.images import crashdump, crashheader, elf, raw
 from coldframe.images.image import ImageFile, PhysicalImage
 
 __all__ = ["PhysicalImage", "open_image"]
@@ -21,6 +21,6 @@ def open_image(path: str | os.PathLike[str]) -> PhysicalImage:
     magic = bytes(file.data[:8])
     if magic.startswith(elf.MAGIC):
         return elf.open_elf(file)
-    if magic in (crashdump.MAGIC, crashdump.MAGIC32):
+    if magic in (crashheader.MAGIC, crashdump.MAGIC32):
         return crashdump.open_crash_dump(file)
     return raw.open_raw(file)

@@ -7,7 +7,7 @@ target/i386/arch_dump.c. A PT_LOAD segment's p_paddr is the guest-physical addre
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from coldframe.errors import FormatError
 from coldframe.images.image import ImageFile, PhysicalImage, whole_runs
@@ -24,6 +24,14 @@ _MOST_NOTES = 1 << 14
 _HIGHEST = 1 << 52
 _SEGMENT = struct.Struct("<II6Q")  # Elf64_Phdr
 _NOTE = struct.Struct("<3I")
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")  # Elf64_Ehdr
+_SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
+_NT_PRSTATUS = 1
+# user_regs_struct of Linux' x86-64; orig_rax is none of a virtual processor's
+_USER_REGISTERS = (
+    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
+    *("orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
+)
 # QEMUCPUState: version and size; 18 registers; cs ds es fs gs ss ldt tr gdt idt as (selector, limit, flags, pad, base);
 # cr0 to cr4; kernel GS base.
 _GENERAL = (
@@ -102,7 +110,69 @@ def _cpu(note: bytes) -> Mapping[str, int]:
         else:
             registers[name] = selector
             registers[f"{name}_base"] = base
-    registers |= {f"cr{number}": value for number, value in enumerate(control)}
+    if control[0]:  # CR0.ET reads as 1 on every processor: zero says that the writer did not know
+        registers |= {f"cr{number}": value for number, value in enumerate(control)}
+    else:
+        registers["cr3"] = control[3]
     if len(note) >= _CPU.size + _KERNEL_GS.size:
         registers["k_gs_base"] = _KERNEL_GS.unpack_from(note, _CPU.size)[0]
     return registers
+
+
+def core_head(
+    segments: Sequence[tuple[int, int]], registers: Sequence[Mapping[str, int]], alignment: int
+) -> tuple[bytes, int]:
+    """What comes before the memory of a core file with these `segments` (address, size), and where the memory begins.
+
+    A note named CORE (NT_PRSTATUS, for debuggers) and one named QEMU for each of `registers`; what a mapping does not
+    tell is written as 0. Each segment's bytes are `alignment` bytes aligned, one after the other.
+    """
+    notes = b"".join(_prstatus(number, known) for number, known in enumerate(registers))
+    notes += b"".join(_note(b"QEMU", 0, _pack_cpu(known)) for known in registers)
+    count = len(segments) + 1
+    many = count >= _MANY_SEGMENTS
+    after = _HEADER.size + _SEGMENT.size * count
+    note_at = after + (_SECTION.size if many else 0)
+    first = offset = -(-(note_at + len(notes)) // alignment) * alignment
+    ident = MAGIC + b"\x02\x01\x01"
+    data = bytearray(
+        _HEADER.pack(
+            ident, _ET_CORE, _MACHINES[0], 1, 0, _HEADER.size, after if many else 0, 0, _HEADER.size, _SEGMENT.size,
+            _MANY_SEGMENTS if many else count, _SECTION.size if many else 0, int(many), 0,
+        )
+    )  # fmt: skip
+    data += _SEGMENT.pack(_PT_NOTE, 0, note_at, 0, 0, len(notes), len(notes), 0)
+    for start, size in segments:
+        data += _SEGMENT.pack(_PT_LOAD, 0, offset, start, start, size, size, 0)
+        offset += -(-size // alignment) * alignment
+    if many:
+        data += _SECTION.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0)
+    return bytes(data + notes), first
+
+
+def _note(name: bytes, kind: int, body: bytes) -> bytes:
+    """A note whose name ends in a zero; name and body are padded to four bytes."""
+    name += b"\0"
+    padded = name.ljust(-(-len(name) // 4) * 4, b"\0") + body.ljust(-(-len(body) // 4) * 4, b"\0")
+    return _NOTE.pack(len(name), len(body), kind) + padded
+
+
+def _pack_cpu(known: Mapping[str, int]) -> bytes:
+    """A QEMUCPUState with the kernel's GS base."""
+
+    def of(name: str, bits: int = 64) -> int:
+        return known.get(name, 0) & (1 << bits) - 1
+
+    values = [of(name) for name in _GENERAL]
+    for name in _SEGMENTS:
+        table = name in ("gdt", "idt")
+        values += [0 if table else of(name, 32), of(f"{name}_limit", 32), 0, 0, of(f"{name}_base")]
+    values += [of(f"cr{number}") for number in range(5)]
+    size = _CPU.size + _KERNEL_GS.size
+    return _CPU.pack(1, size, *values) + _KERNEL_GS.pack(of("k_gs_base"))
+
+
+def _prstatus(number: int, known: Mapping[str, int]) -> bytes:
+    """The note NT_PRSTATUS of one processor: elf_prstatus of x86-64, the thread's number and its registers."""
+    words = [known.get(name, 0) & 0xFFFF_FFFF_FFFF_FFFF for name in _USER_REGISTERS]
+    return _note(b"CORE", _NT_PRSTATUS, struct.pack("<32xI76x27Q8x", number + 1, *words))

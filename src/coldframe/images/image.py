@@ -18,7 +18,8 @@ class PhysicalImage:
     """What a memory image holds.
 
     `format` names the file's format; `registers` has one mapping a vCPU that the format carries (see
-    `coldframe.windows.find_kernel` for the names), perhaps none; `warnings` says what was damaged and left out.
+    `coldframe.windows.find_kernel` for the names), perhaps none; `warnings` says what was damaged and left out;
+    `crash_header` is the DUMP_HEADER64 of a crash dump.
     A context manager; leaving it closes the file, once nothing reads from it any more.
     """
 
@@ -26,6 +27,7 @@ class PhysicalImage:
     format: str
     registers: Sequence[Mapping[str, int]] = ()
     warnings: Sequence[str] = field(default=())
+    crash_header: bytes | None = None
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,85 @@
+"""`dump`: the memory of an image or of a running guest, written in another format."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coldframe.cli.options import SymbolPaths, Target
+from coldframe.cli.render import err, printable
+
+if TYPE_CHECKING:
+    from coldframe.images.output import Progress as Report
+
+_QUIET_SECONDS = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verb to `app`."""
+    app.command()(dump)
+
+
+def dump(
+    target: Target,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write.")],
+    symbols: SymbolPaths,
+    format: Annotated[  # noqa: A002 - the option's name
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="raw|elf|dmp",
+            help="Default: by FILE's suffix (.raw .bin .vmem, .elf .core, .dmp).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write physical memory as a raw image, an ELF core or a Windows crash dump; a running guest is paused meanwhile.
+
+    \b
+    coldframe dump win10.qmp -o win10.dmp
+    coldframe dump memory.dmp -o memory.elf
+    """
+    from coldframe.dumping import dump as write  # noqa: PLC0415 - only this verb writes images
+
+    with _progress() as report:
+        warnings = write(target, output, format=format, symbols=symbols, progress=report)
+    for warning in warnings:
+        err.print(f"[yellow]{printable(warning)}[/yellow]")
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A bar on standard error that appears after a second; none where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import (  # noqa: PLC0415 - slow to load
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), TaskProgressColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    bar = Progress(*columns, console=err.console, transient=True)
+    task = bar.add_task("")
+    started, shown = time.monotonic(), False
+
+    def report(done: int, total: int) -> None:
+        nonlocal shown
+        if not shown and time.monotonic() - started > _QUIET_SECONDS:
+            bar.start()
+            shown = True
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        bar.stop()
