@@ -1,0 +1,101 @@
+"""`census`: how many pages of each process and of the kernel are in each state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coldframe.cli.options import Json, SymbolPaths, Target
+from coldframe.cli.render import Value, err, out, print_json, printable
+from coldframe.target import open_target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from coldframe.paging import Census
+    from coldframe.windows import Guest
+
+KERNEL = "kernel"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verb to `app`."""
+    app.command()(census)
+
+
+def census(
+    target: Target,
+    symbols: SymbolPaths,
+    pid: Annotated[
+        int | None, typer.Option("--pid", "-p", metavar="N", help="Only this process (default: all, and the kernel).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count pages by state: each process's user half, and the kernel's half (pid null).
+
+    \b
+    coldframe census memory.dmp
+    coldframe census win10.qmp --pid 812 --json
+    """
+    with open_target(target, symbols=symbols) as guest:
+        counted = list(count(guest, pid))
+    if as_json:
+        print_json([_facts(*row) for row in counted])
+        return
+    out.print(_table(counted))
+
+
+def count(guest: Guest, pid: int | None = None) -> Iterator[tuple[int | None, str, Census]]:
+    """(pid, name, counts) of each process and then of the kernel (pid None), or of one process."""
+    from rich.progress import track  # noqa: PLC0415 - slow to load
+
+    processes = list(guest.processes) if pid is None else [guest.process(pid)]
+    quiet = not sys.stderr.isatty() or len(processes) < 8
+    for process in track(processes, "counting", console=err.console, transient=True, disable=quiet):
+        yield process.pid, process.name, process.memory.pages().census()
+    if pid is None:
+        yield None, KERNEL, guest.memory.pages().census()
+
+
+def _facts(pid: int | None, name: str, census: Census) -> dict[str, Value]:
+    return {
+        "pid": pid,
+        "name": name,
+        "pages": {str(state): number for state, number in census.pages.items()},
+        "via": {str(via): number for via, number in census.via.items()},
+        "readable": census.readable,
+        "unreadable": census.unreadable,
+    }
+
+
+def _table(counted: list[tuple[int | None, str, Census]]) -> Table:
+    """A line a process: counts with their share of its pages; the columns that are empty for all are left out."""
+    from rich.table import Table  # noqa: PLC0415 - slow to load
+
+    from coldframe.paging import State, Via  # noqa: PLC0415
+
+    states = [state for state in State if any(counts.pages[state] for _, _, counts in counted)]
+    ways = [via for via in Via if any(counts.via[via] for _, _, counts in counted)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("pid", justify="right")
+    table.add_column("name")
+    for title in ("pages", *map(str, states), *(f"via {via}" for via in ways), "readable"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for pid, name, counts in counted:
+        total = counts.readable + counts.unreadable
+        numbers = (*(counts.pages[state] for state in states), *(counts.via[via] for via in ways), counts.readable)
+        cells = [_share(number, total) for number in numbers]
+        table.add_row("-" if pid is None else str(pid), printable(name), f"{total:,}", *cells)
+    return table
+
+
+def _share(number: int, total: int) -> str:
+    """A count with its percentage: `1,204   8%`. What is a little is not called nothing, nor what is most all."""
+    if not number:
+        return "-"
+    share = round(100 * number / total)
+    percent = f"{share}%" if number == total or 1 <= share <= 99 else "<1%" if share < 1 else ">99%"
+    return f"{number:,} [dim]{percent:>4}[/dim]"
