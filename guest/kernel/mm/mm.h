@@ -21,41 +21,6 @@
 
 #include "../nt.h"
 
-#define PAGE_SIZE 0x1000ull
-#define PAGE_SHIFT 12
-
-/* Page protections and allocation types as in Windows' headers. */
-#ifndef PAGE_NOACCESS
-#define PAGE_NOACCESS 0x01
-#define PAGE_READONLY 0x02
-#define PAGE_READWRITE 0x04
-#define PAGE_WRITECOPY 0x08
-#define PAGE_EXECUTE 0x10
-#define PAGE_EXECUTE_READ 0x20
-#define PAGE_EXECUTE_READWRITE 0x40
-#define PAGE_EXECUTE_WRITECOPY 0x80
-#define PAGE_GUARD 0x100
-#define PAGE_NOCACHE 0x200
-#endif
-#ifndef MEM_COMMIT
-#define MEM_COMMIT 0x1000
-#define MEM_RESERVE 0x2000
-#define MEM_DECOMMIT 0x4000
-#define MEM_RELEASE 0x8000
-#define MEM_FREE 0x10000
-#define MEM_PRIVATE 0x20000
-#define MEM_MAPPED 0x40000
-#define MEM_TOP_DOWN 0x100000
-#define MEM_IMAGE 0x1000000
-#define MEM_LARGE_PAGES 0x20000000
-#endif
-#ifndef SEC_IMAGE
-#define SEC_FILE 0x800000
-#define SEC_IMAGE 0x1000000
-#define SEC_RESERVE 0x4000000
-#define SEC_COMMIT 0x8000000
-#endif
-
 /* ---- Boot */
 void MmInitSystem(LOADER_BLOCK *LoaderBlock);
 void MmInitSystemPhase1(void);

@@ -163,9 +163,7 @@ def page_facts(page: Page, pid: int | None) -> dict[str, Value]:
 def page_lines(page: Page) -> list[str]:
     """A page in words: kd's `!pte` for the levels, then the state and how it was reached."""
     lines = [f"[bold]VA {page.address:016x}[/bold]"]
-    for step in page.steps:
-        lines.append(f"  {step.level:<13} at {step.entry_address:016x}  contains {step.value:016x}")
-        lines.append(f"  [dim]{'':<13} {printable(step.says)}[/dim]")
+    lines += [f"  {printable(step.says)}" for step in page.steps]
     via = f" via {', '.join(page.via)}" if page.via else ""
     colour = "green" if page.readable else "yellow"
     where = f" at physical {page.physical:#x}" if page.physical is not None else ""
