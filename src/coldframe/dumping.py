@@ -30,7 +30,7 @@ def dump(
     format: str | None = None,  # noqa: A002 - the option's name on the command line
     symbols: Sequence[PathLike] = (),
     progress: Progress | None = None,
-) -> Sequence[str]:
+) -> tuple[str, ...]:
     """Write the physical memory of `target`, an image or a running guest, to the file `output`; returns warnings.
 
     `format` is "raw", "elf" (ELF core) or "dmp" (Windows crash dump), by default as `output`'s suffix says. A crash
@@ -67,7 +67,7 @@ def format_of(output: PathLike, given: str | None = None) -> str:
     raise UsageError(f"expected a file name ending in one of {known}, or --format; found {output}")
 
 
-def write_guest(guest: Guest, output: PathLike, progress: Progress | None = None) -> Sequence[str]:
+def write_guest(guest: Guest, output: PathLike, progress: Progress | None = None) -> tuple[str, ...]:
     """Write a crash dump of `guest`, which must not run meanwhile; returns warnings. Raises `OutputError`."""
     from coldframe.images.write import write_crash_dump  # noqa: PLC0415
     from coldframe.windows.crashfacts import crash_header  # noqa: PLC0415
@@ -75,12 +75,12 @@ def write_guest(guest: Guest, output: PathLike, progress: Progress | None = None
     before = len(guest.warnings)
     header = crash_header(guest).pack()
     write_crash_dump(output, guest.physical, header, progress)
-    return guest.warnings[before:]
+    return tuple(guest.warnings[before:])
 
 
 def _dump_image(
     target: Path, output: Path, chosen: str, symbols: Sequence[PathLike], progress: Progress | None
-) -> Sequence[str]:
+) -> tuple[str, ...]:
     from coldframe.images import open_image  # noqa: PLC0415
     from coldframe.images.write import write_crash_dump  # noqa: PLC0415
     from coldframe.windows import Guest  # noqa: PLC0415
@@ -94,7 +94,7 @@ def _dump_image(
         else:
             with Guest.open(image.physical, symbol_store(symbols), registers=image.registers) as guest:
                 warnings += write_guest(guest, output, progress)
-    return warnings
+    return tuple(warnings)
 
 
 def _write(

@@ -149,7 +149,7 @@ def test_registers_survive_in_an_elf_core(tmp_path):
 def test_the_header_of_a_crash_dump_survives_another_writing(tmp_path):
     header = CrashHeader(0x1AD000, processors=3, registers=REGISTERS, bugcheck=(0xD1, 1, 2, 3, 4)).pack()
     write_crash_dump(tmp_path / "x.dmp", memory([(0, 4), (9, 1)]), header)
-    assert coldframe.dump(tmp_path / "x.dmp", tmp_path / "y.dmp") == []
+    assert coldframe.dump(tmp_path / "x.dmp", tmp_path / "y.dmp") == ()
     assert (tmp_path / "x.dmp").read_bytes() == (tmp_path / "y.dmp").read_bytes()
     with open_image(tmp_path / "y.dmp") as image:
         for name in ("rip", "rsp", "rax", "r15", "eflags", "cs", "ss"):
