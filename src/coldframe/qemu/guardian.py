@@ -113,10 +113,11 @@ def close_stub(monitor: socket.socket, close: bool, was_running: bool) -> None:
 
     if close:
         execute("human-monitor-command", "guardian-1", **{"command-line": "gdbserver none"})
+        execute("chardev-remove", "guardian-2", id="coldframe-gdb")  # there where the gdbstub had not been opened yet
     if was_running:
-        status = execute("query-status", "guardian-2")
+        status = execute("query-status", "guardian-3")
         if isinstance(status, dict) and status.get("status") in ("paused", "debug"):
-            execute("cont", "guardian-3")
+            execute("cont", "guardian-4")
 
 
 def by_virsh(domain: str, close: bool, was_running: bool) -> bool:
@@ -142,8 +143,10 @@ def main() -> None:
     breakpoints = wait_for_end(control, gdb, parent, qemu)
     if breakpoints is None:
         return
-    with contextlib.suppress(OSError):
-        remove_breakpoints(stub := socket.socket(fileno=gdb), breakpoints)
+    stub = socket.socket(fileno=gdb)
+    if breakpoints:  # else the gdbstub may not have been opened yet: it would not answer
+        with contextlib.suppress(OSError):
+            remove_breakpoints(stub, breakpoints)
     with contextlib.suppress(OSError):
         if qmp >= 0:
             close_stub(socket.socket(fileno=qmp), close, was_running)

@@ -45,6 +45,7 @@ class Guard:
     def dismiss(self) -> None:
         """End the guardian: everything has been undone, or QEMU has ended."""
         self._tell(b"bye")
+        self._process.kill()  # before the pipe ends: it may not even have started, and nothing is left to do
         self._end(2.0)
 
     def take_over(self) -> None:

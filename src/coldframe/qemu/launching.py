@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -60,6 +59,8 @@ def launch(config: VmConfig | Sequence[str], *, ram_access: str | None = None) -
 
     QEMU dies with the thread that called this. Raises `CapabilityError` with QEMU's last words when it does not start.
     """
+    import tempfile  # noqa: PLC0415 - slow to load; who attaches does without
+
     argv = config.argv() if isinstance(config, VmConfig) else list(config)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     library = ctypes.CDLL(None)

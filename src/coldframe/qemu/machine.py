@@ -169,18 +169,23 @@ class VirtualMachine:
     def _open_control(self) -> Control:
         passes = isinstance(self._monitor, QmpClient)
         status = self._status()
-        connection, start = stub_setup.prepare(self._monitor, can_pass_descriptors=passes)
-        was_running = status == "running" or (connection.stale and status == "debug")  # its debugger died
+
+        def guard(connection: stub_setup.StubConnection) -> Guard | None:
+            if not self._guarded:
+                return None
+            return Guard(
+                gdb=connection.socket.fileno(),
+                qmp=self._monitor.fileno() if passes else None,
+                pid=self._monitor.pid,
+                was_running=status == "running" or (connection.stale and status == "debug"),  # its debugger died
+                close_stub=connection.ours,
+                domain="" if passes else self.name,
+            )
+
+        connection, start = stub_setup.prepare(self._monitor, can_pass_descriptors=passes, guard=guard)
+        was_running = status == "running" or (connection.stale and status == "debug")
         try:
-            if self._guarded:
-                self._guard = Guard(
-                    gdb=connection.socket.fileno(),
-                    qmp=self._monitor.fileno() if passes else None,
-                    pid=self._monitor.pid,
-                    was_running=was_running,
-                    close_stub=connection.ours,
-                    domain="" if passes else self.name,
-                )
+            self._guard = guard(connection)
             start()
             self._connection = connection
             stub_setup.wait_stopped(self._monitor)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from coldframe.errors import CapabilityError, GuestGoneError
 from coldframe.qemu.gdbstub import GdbStub
+from coldframe.qemu.guarding import Guard
 from coldframe.qemu.qmp import Monitor, QmpCommandError
 
 _NAME = "coldframe-gdb"
@@ -38,10 +37,13 @@ class StubConnection:
     cleanup: Callable[[], None] = field(default=lambda: None)
 
 
-def prepare(monitor: Monitor, *, can_pass_descriptors: bool) -> tuple[StubConnection, Callable[[], None]]:
+def prepare(
+    monitor: Monitor, *, can_pass_descriptors: bool, guard: Callable[[StubConnection], Guard | None]
+) -> tuple[StubConnection, Callable[[], None]]:
     """Make the sockets ready; the function returned opens the gdbstub, which stops the guest.
 
-    The two are apart so that the guardian stands before the guest can be stopped. Raises `CapabilityError` when another
+    The two are apart so that the guardian stands before the guest can be stopped; `guard` starts one where the guest is
+    stopped here already, to remove what a client that died has left. Raises `CapabilityError` when another
     debugger is connected.
     """
     stale = False
@@ -63,22 +65,35 @@ def prepare(monitor: Monitor, *, can_pass_descriptors: bool) -> tuple[StubConnec
     if stale:
         with contextlib.suppress(QmpCommandError):
             monitor.execute("chardev-remove", {"id": _NAME})
-        _drop_leftovers(monitor, *way(monitor, stale))
+        _drop_leftovers(monitor, *way(monitor, stale), guard)
     return way(monitor, stale)
 
 
-def _drop_leftovers(monitor: Monitor, connection: StubConnection, start: Callable[[], None]) -> None:
+def _drop_leftovers(
+    monitor: Monitor,
+    connection: StubConnection,
+    start: Callable[[], None],
+    guard: Callable[[StubConnection], Guard | None],
+) -> None:
     """Remove the breakpoints of a client that died: detaching does. The guest runs for a moment.
 
     After a detach the connection must not be used any more: QEMU 7.2 crashes when it stops without an attached process.
     """
     with connection.socket:
-        start()
-        wait_stopped(monitor)
-        stub = GdbStub(connection.socket)
-        stub.resynchronise()
-        stub.ask(b"D;1")
-    monitor.monitor("gdbserver none")
+        guardian = guard(connection)
+        try:
+            start()
+            wait_stopped(monitor)
+            stub = GdbStub(connection.socket)
+            stub.resynchronise()
+            stub.ask(b"D;1")
+            monitor.monitor("gdbserver none")
+        except BaseException:
+            if guardian is not None:
+                guardian.take_over()
+            raise
+        if guardian is not None:
+            guardian.dismiss()
 
 
 def _by_descriptor(monitor: Monitor, stale: bool) -> tuple[StubConnection, Callable[[], None]]:
@@ -104,6 +119,9 @@ def _by_descriptor(monitor: Monitor, stale: bool) -> tuple[StubConnection, Calla
 
 def _by_path(monitor: Monitor, stale: bool) -> tuple[StubConnection, Callable[[], None]]:
     """A Unix socket that QEMU makes in a folder that only we and QEMU's user can enter."""
+    import shutil  # noqa: PLC0415 - slow to load, and seldom wanted
+    import tempfile  # noqa: PLC0415
+
     folder = tempfile.mkdtemp(prefix="coldframe-")
     path = Path(folder) / "gdb"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
