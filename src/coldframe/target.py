@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldframe.errors import UsageError
-from coldframe.symbols import SymbolStore
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
+    from coldframe.symbols import SymbolStore
     from coldframe.windows import Guest
 
 PathLike = str | os.PathLike[str]
@@ -19,6 +19,8 @@ PathLike = str | os.PathLike[str]
 
 def symbol_store(symbols: Sequence[PathLike] = ()) -> SymbolStore:
     """A store that looks in `symbols` (PDBs, ISF files, folders, stores) and then along `_NT_SYMBOL_PATH`."""
+    from coldframe.symbols import SymbolStore  # noqa: PLC0415 - keeps `import coldframe` quick
+
     missing = [str(path) for path in symbols if not Path(path).exists()]
     if missing:
         raise UsageError(f"no such symbol file or folder: {', '.join(missing)}")

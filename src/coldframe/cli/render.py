@@ -6,17 +6,39 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
 
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Value: TypeAlias = "str | int | float | bool | datetime | Sequence[Value] | Mapping[str, Value] | None"
 
 _PIPED_WIDTH = 1000  # where no terminal limits the line: a row stays one line for grep and awk
 
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-err = Console(stderr=True, highlight=False)
+
+class Printer:
+    """Prints rich's markup to standard output or standard error; rich is loaded when there is something to print."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        self._stderr = stderr
+
+    @cached_property
+    def console(self) -> Console:
+        """The console itself, for progress bars."""
+        from rich.console import Console  # noqa: PLC0415 - slow to load; JSON does without
+
+        if self._stderr:
+            return Console(stderr=True, highlight=False)
+        return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+    def print(self, *objects: object, sep: str = " ", markup: bool = True) -> None:
+        """Print objects, separated by `sep`, with a line's end; without `markup`, brackets are text."""
+        self.console.print(*objects, sep=sep, markup=markup)
+
+
+out = Printer(stderr=False)
+err = Printer(stderr=True)
 
 
 class Address(int):
@@ -54,6 +76,8 @@ def print_rows(rows: Iterable[Mapping[str, Value]], *, as_json: bool, columns: S
     if as_json:
         print_json([dict(row) for row in rows])
         return
+    from rich.table import Table  # noqa: PLC0415 - slow to load; JSON does without
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     first = True
     for row in rows:

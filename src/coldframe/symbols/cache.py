@@ -16,7 +16,6 @@ from pathlib import Path
 
 from coldframe.errors import FormatError
 from coldframe.symbols import cabinet, msf
-from coldframe.symbols.build import with_meta
 from coldframe.symbols.files import atomic_write
 from coldframe.symbols.isf import compile_isf
 from coldframe.symbols.model import SymbolFile
@@ -63,6 +62,8 @@ class TableCache:
         place = self._place(path)
         found = _open(place, path, stamp) if place else None
         if found is None:
+            from coldframe.symbols.build import with_meta  # noqa: PLC0415 - what is in the cache does without
+
             table = with_meta(compile_file(path), {"source": stamp})
             if place is not None and _write(place, table):
                 found = _open(place, path, stamp)

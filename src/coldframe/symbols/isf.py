@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, cast
 
 from coldframe.errors import FormatError
-from coldframe.symbols.build import TableBuilder
 from coldframe.symbols.files import atomic_write
 from coldframe.symbols.model import (
     Array,
@@ -90,6 +89,8 @@ def _open(path: Path) -> IO[bytes]:
 
 class _Compiler:
     def __init__(self, path: Path, document: dict[str, object]) -> None:
+        from coldframe.symbols.build import TableBuilder  # noqa: PLC0415 - what is in the cache does without
+
         self.path = path
         self.document = document
         self.builder = TableBuilder()

@@ -13,12 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coldframe.errors import FormatError
-from coldframe.symbols.build import TableBuilder
-from coldframe.symbols.dbi import DebugInfo
 from coldframe.symbols.model import PdbIdentity, SymbolFile
 from coldframe.symbols.msf import Msf
 from coldframe.symbols.tables import open_table
-from coldframe.symbols.tpi import TypeStream
 
 _INFO = struct.Struct("<III16s")  # version, signature, age, GUID
 _DBI_AGE = struct.Struct("<8xI")
@@ -48,6 +45,10 @@ def compile_pdb(path: str | Path, name: str | None = None) -> bytes:
 
 def compile_pdb_data(data: memoryview, name: str, where: str) -> bytes:
     """The compiled table of a PDB that lies in memory. Raises `FormatError`, its message starting with `where`."""
+    from coldframe.symbols.build import TableBuilder  # noqa: PLC0415 - what is in the cache does without
+    from coldframe.symbols.dbi import DebugInfo  # noqa: PLC0415
+    from coldframe.symbols.tpi import TypeStream  # noqa: PLC0415
+
     msf = Msf(data, where)
     guid, age = _guid_and_age(msf)
     debug = DebugInfo(msf, where)

@@ -18,7 +18,6 @@ from urllib.parse import quote
 from coldframe.errors import CapabilityError, FormatError, SymbolFileNotFoundError
 from coldframe.symbols import cabinet, isf
 from coldframe.symbols.cache import TableCache
-from coldframe.symbols.download import DownloadError, fetch
 from coldframe.symbols.files import atomic_write
 from coldframe.symbols.model import PdbIdentity, SymbolFile
 from coldframe.symbols.path import DEFAULT, Location, is_element, local_path, parse
@@ -151,6 +150,8 @@ class SymbolStore:
 
     def _ask_server(self, location: Location, identity: PdbIdentity, notes: list[str]) -> SymbolFile | None:
         """Download from the server into the store that goes with it."""
+        from coldframe.symbols.download import DownloadError, fetch  # noqa: PLC0415 - HTTP is slow to load
+
         folder = self._kept(location.keep) / identity.name / _key(identity)
         kept = folder / identity.name
         if kept.is_file():
