@@ -155,8 +155,8 @@ def test_memory_told_twice_keeps_its_first_telling(tmp_path):
     [
         (b"", "empty"),
         (b"short", "less than a page"),
-        (elf_core(kind=2), "no 64-bit x86 core"),
-        (elf_core(machine=183), "no 64-bit x86 core"),
+        (elf_core(kind=2), "no x86 core"),
+        (elf_core(machine=183), "no x86 core"),
         (elf_core(segments=[]), "without memory"),
         (b"\x7fELF\x02\x01", "ELF header"),
         (b"PAGEDUMP" + bytes(PAGE), "32-bit"),

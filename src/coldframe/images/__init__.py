@@ -5,22 +5,41 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coldframe.images import crashdump, crashheader, elf, raw
+from coldframe.errors import FormatError
+from coldframe.images import avml, crashdump, crashheader, elf, lime, raw, unpacked, vmware
 from coldframe.images.image import ImageFile, PhysicalImage
 
 __all__ = ["PhysicalImage", "open_image"]
 
 
 def open_image(path: str | os.PathLike[str]) -> PhysicalImage:
-    """Open the memory image at `path`: an ELF core, a Windows crash dump, else raw memory.
+    """Open the memory image at `path`: an ELF core, a Windows crash dump, LiME, AVML, VMware's, else raw memory.
 
-    The file is mapped, not read: opening costs the same whatever its size. Raises `FormatError` naming the file and
-    the place for one that is damaged, `OSError` for one that cannot be opened.
+    Each may be compressed by gzip, xz or zstd. The file is mapped, not read: opening costs the same whatever its size,
+    except the first time for a compressed one. Raises `FormatError` naming the file and the place for one that is
+    damaged, `CapabilityError` when a compressed one cannot be unpacked, `OSError` for one that cannot be opened.
     """
     file = ImageFile.map(Path(path))
+    compression = unpacked.compression(file)
+    if compression is not None:
+        file = unpacked.decompressed(file, compression)
+        image = _open(file)
+        image.format = f"{image.format}, {compression}"
+        return image
+    return _open(file)
+
+
+def _open(file: ImageFile) -> PhysicalImage:
     magic = bytes(file.data[:8])
     if magic.startswith(elf.MAGIC):
         return elf.open_elf(file)
     if magic in (crashheader.MAGIC, crashdump.MAGIC32):
         return crashdump.open_crash_dump(file)
-    return raw.open_raw(file)
+    if magic.startswith(lime.MAGIC):
+        return lime.open_lime(file)
+    if magic.startswith(avml.MAGIC):
+        return avml.open_avml(file)
+    if magic[:4] in vmware.MAGICS:
+        raise FormatError(f"{file.path} is the state of a VMware machine: open the .vmem file beside it, its memory")
+    state = vmware.state_beside(file)
+    return raw.open_raw(file) if state is None else vmware.open_vmem(file, state)

@@ -1,4 +1,4 @@
-"""Windows crash dumps of x64 systems: complete (type 1) and by bitmap (types 2, 5 and 6).
+"""Windows crash dumps: complete (type 1) and by bitmap (types 2, 5 and 6).
 
 Source: the header is documented by its readers, such as kdmp-parser (`kdmp-parser-structs.h`) and Volatility; a
 type 1 dump has the pages of each run of PHYSICAL_MEMORY_DESCRIPTOR one after the other, a bitmap dump those pages
@@ -25,13 +25,20 @@ _OTHERS = {4: "triage (mini) dump", 8: "kernel dump", 9: "kernel and user dump",
 _FIRST_PAGE, _PAGES, _BITMAP = 0x20, 0x30, 0x38
 _MOST_PAGES = 1 << 34
 _MOST_RUNS = 1 << 21
+# DUMP_HEADER32 (Volatility's crash.json, QEMU's WinDumpHeader32) and CONTEXT of winnt.h (x86), from SegGs on
+_I386, _MACHINE32, _RUN_COUNT32, _RUNS32, _DUMP_TYPE32, _CONTEXT32 = 0x14C, 0x20, 0x64, 0x6C, 0xF88, 0x320
+_MOST_RUNS32 = 86
+_SEG_GS32, _EIP32 = 0x8C, 0xB8
+_CONTEXT32_REGISTERS = (
+    *("gs", "fs", "es", "ds", "rdi", "rsi", "rbx", "rdx", "rcx", "rax", "rbp", "rip", "cs", "eflags", "rsp", "ss"),
+)
 _CHUNK = 1 << 20  # bytes of the bitmap that are looked at in one go
 
 
 def open_crash_dump(file: ImageFile) -> PhysicalImage:
-    """The pages of a 64-bit crash dump; raises `FormatError` for kinds that hold no physical memory."""
+    """The pages of a crash dump; raises `FormatError` for kinds that hold no physical memory."""
     if bytes(file.data[:8]) == MAGIC32:
-        raise FormatError(f"{file.path} is a crash dump of a 32-bit Windows, which is not read yet")
+        return _open_32(file)
     header = bytes(file.at(0, crashheader.SIZE, "the crash dump's header"))
     machine = int.from_bytes(header[crashheader.MACHINE : crashheader.MACHINE + 4], "little")
     if machine != crashheader.AMD64:
@@ -41,7 +48,7 @@ def open_crash_dump(file: ImageFile) -> PhysicalImage:
     if kind == crashheader.FULL:
         name, wanted = "crash dump (complete)", list(_runs(file, header))
     elif kind in _BY_BITMAP:
-        name, wanted = f"crash dump ({_BY_BITMAP[kind]})", _bitmap_runs(file)
+        name, wanted = f"crash dump ({_BY_BITMAP[kind]})", _bitmap_runs(file, crashheader.SIZE)
     else:
         raise FormatError(
             f"{file.path} is a crash dump of type {kind} ({_OTHERS.get(kind, 'unknown')}); types 1, 2, 5 and 6 are read"
@@ -50,6 +57,43 @@ def open_crash_dump(file: ImageFile) -> PhysicalImage:
     if not runs:
         raise FormatError(f"{file.path} is a crash dump without pages")
     return PhysicalImage(PhysicalMemory(runs), name, [crashheader.registers(header)], warnings, header)
+
+
+def _open_32(file: ImageFile) -> PhysicalImage:
+    """The pages of a crash dump of 32-bit Windows: DUMP_HEADER32, then a full dump's pages or a bitmap."""
+    header = bytes(file.at(0, PAGE_SIZE, "the crash dump's header"))
+
+    def word(at: int) -> int:
+        return int.from_bytes(header[at : at + 4], "little")
+
+    if word(_MACHINE32) != _I386:
+        raise FormatError(
+            f"{file.path} is a 32-bit crash dump of machine {word(_MACHINE32):#x}; only x86 (0x14c) is read"
+        )
+    kind, count = word(_DUMP_TYPE32), word(_RUN_COUNT32)
+    warnings: list[str] = []
+    if kind == crashheader.FULL:
+        if not 0 < count <= _MOST_RUNS32:
+            raise FormatError(f"{file.path}: the crash dump's header tells of {count} memory runs")
+        name, wanted, offset = "32-bit crash dump (complete)", [], PAGE_SIZE
+        for page, pages in struct.iter_unpack("<II", header[_RUNS32 : _RUNS32 + 8 * count]):
+            wanted.append((page * PAGE_SIZE, pages * PAGE_SIZE, offset))
+            offset += pages * PAGE_SIZE
+    elif kind in _BY_BITMAP:
+        name, wanted = f"32-bit crash dump ({_BY_BITMAP[kind]})", _bitmap_runs(file, PAGE_SIZE)
+    else:
+        raise FormatError(
+            f"{file.path} is a 32-bit crash dump of type {kind} ({_OTHERS.get(kind, 'unknown')}); "
+            "types 1, 2, 5 and 6 are read"
+        )
+    runs = whole_runs(file, wanted, warnings)
+    if not runs:
+        raise FormatError(f"{file.path} is a crash dump without pages")
+    registers = {"cr3": word(0x10), "nt_address": word(0x18) or word(0x1C) or word(0x60), "pae": header[0x5C]}
+    if word(_CONTEXT32 + _EIP32):
+        values = struct.unpack_from("<16I", header, _CONTEXT32 + _SEG_GS32)
+        registers |= zip(_CONTEXT32_REGISTERS, values, strict=True)
+    return PhysicalImage(PhysicalMemory(runs), name, [registers], warnings)
 
 
 def _runs(file: ImageFile, header: bytes) -> Iterator[tuple[int, int, int]]:
@@ -65,15 +109,15 @@ def _runs(file: ImageFile, header: bytes) -> Iterator[tuple[int, int, int]]:
         offset += pages * PAGE_SIZE
 
 
-def _bitmap_runs(file: ImageFile) -> list[tuple[int, int, int]]:
-    signature = bytes(file.at(crashheader.SIZE, 8, "the bitmap's header"))
+def _bitmap_runs(file: ImageFile, at: int) -> list[tuple[int, int, int]]:
+    signature = bytes(file.at(at, 8, "the bitmap's header"))
     if signature not in (b"SDMPDUMP", b"FDMPDUMP"):
         raise FormatError(f"{file.path}: the bitmap's header begins with {signature!r}, not with SDMPDUMP or FDMPDUMP")
-    first = file.u64(crashheader.SIZE + _FIRST_PAGE, "the first page's offset")
-    pages = file.u64(crashheader.SIZE + _PAGES, "the number of pages")
+    first = file.u64(at + _FIRST_PAGE, "the first page's offset")
+    pages = file.u64(at + _PAGES, "the number of pages")
     if pages > _MOST_PAGES:
         raise FormatError(f"{file.path}: the bitmap has {pages:#x} pages")
-    bitmap = file.at(crashheader.SIZE + _BITMAP, (pages + 7) // 8, "the bitmap")
+    bitmap = file.at(at + _BITMAP, (pages + 7) // 8, "the bitmap")
     starts, ends = _set_bits(bitmap, pages)
     if len(starts) > _MOST_RUNS:
         raise FormatError(f"{file.path}: the bitmap has {len(starts)} runs of pages; {_MOST_RUNS} are the most")

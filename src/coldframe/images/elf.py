@@ -1,4 +1,4 @@
-"""ELF core files of a whole machine, as QEMU's `dump-guest-memory` writes them.
+"""ELF core files of a whole machine, as QEMU's `dump-guest-memory` and VirtualBox' `dumpvmcore` write them.
 
 Format: https://refspecs.linuxfoundation.org/elf/gabi4+/ch5.pheader.html; QEMU's note is `QEMUCPUState` in its
 target/i386/arch_dump.c. A PT_LOAD segment's p_paddr is the guest-physical address.
@@ -10,10 +10,11 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from coldframe.errors import FormatError
+from coldframe.images import vboxcore
 from coldframe.images.image import ImageFile, PhysicalImage, whole_runs
 from coldframe.memory import PhysicalMemory
 
-FORMAT = "ELF core"
+FORMAT, FORMAT32 = "ELF core", "ELF core (32 bits)"
 MAGIC = b"\x7fELF"
 _ET_CORE = 4
 _MACHINES = (62, 3)  # x86-64; QEMU writes i386 into a 64-bit file while its first vCPU is not in long mode
@@ -21,8 +22,11 @@ _PT_LOAD, _PT_NOTE = 1, 4
 _MANY_SEGMENTS = 0xFFFF  # then the count is in section header 0 (PN_XNUM)
 _MOST_SEGMENTS = 1 << 20
 _MOST_NOTES = 1 << 14
+_MOST_NOTE_SEGMENTS = 4
+_MOST_NOTE_BYTES = 64 << 20
 _HIGHEST = 1 << 52
 _SEGMENT = struct.Struct("<II6Q")  # Elf64_Phdr
+_SEGMENT32 = struct.Struct("<8I")  # Elf32_Phdr
 _NOTE = struct.Struct("<3I")
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")  # Elf64_Ehdr
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
@@ -45,19 +49,28 @@ _KERNEL_GS = struct.Struct("<Q")
 
 
 def open_elf(file: ImageFile) -> PhysicalImage:
-    """The segments of a 64-bit little-endian x86 core file; raises `FormatError` for any other ELF file."""
+    """The segments of a little-endian x86 core file, 64 or 32 bits; raises `FormatError` for any other ELF file."""
     head = bytes(file.at(0, 64, "the ELF header"))
     kind, machine = struct.unpack_from("<HH", head, 16)
-    if head[4:6] != b"\x02\x01" or kind != _ET_CORE or machine not in _MACHINES:
+    wide = head[4:6] == b"\x02\x01"
+    if not (wide or head[4:6] == b"\x01\x01") or kind != _ET_CORE or machine not in _MACHINES:
         raise FormatError(
-            f"{file.path} is an ELF file, but no 64-bit x86 core: class {head[4]}, type {kind}, machine {machine}"
+            f"{file.path} is an ELF file, but no x86 core: class {head[4]}, type {kind}, machine {machine}"
         )
     warnings: list[str] = []
     wanted: list[tuple[int, int, int]] = []
     registers: list[Mapping[str, int]] = []
-    for segment, offset, physical, size in _segments(file, head):
-        if segment == _PT_NOTE:
-            registers += _qemu_registers(file, offset, size)
+    name, note_segments = FORMAT if wide else FORMAT32, 0
+    for segment, offset, physical, size in _segments(file, head) if wide else _segments32(file, head):
+        if segment == _PT_NOTE and note_segments < _MOST_NOTE_SEGMENTS:
+            note_segments += 1
+            notes = list(_notes(file, offset, size))
+            virtualbox = vboxcore.registers(notes)
+            name = vboxcore.FORMAT if virtualbox is not None else name
+            registers += virtualbox or ()
+            registers += (
+                _cpu(body) for owner, kind, body in notes if owner == b"QEMU" and not kind and len(body) >= _CPU.size
+            )
         elif segment == _PT_LOAD and size:
             if physical + size > _HIGHEST:
                 warnings.append(f"{file.path}: a segment of {size:#x} bytes at {physical:#x} is no physical memory")
@@ -66,7 +79,7 @@ def open_elf(file: ImageFile) -> PhysicalImage:
     runs = whole_runs(file, wanted, warnings)
     if not runs:
         raise FormatError(f"{file.path} is an ELF core without memory: no PT_LOAD segment has bytes in the file")
-    return PhysicalImage(PhysicalMemory(runs), FORMAT, registers, warnings)
+    return PhysicalImage(PhysicalMemory(runs), name, registers, warnings)
 
 
 def _segments(file: ImageFile, head: bytes) -> Iterator[tuple[int, int, int, int]]:
@@ -75,17 +88,31 @@ def _segments(file: ImageFile, head: bytes) -> Iterator[tuple[int, int, int, int
     size, count = struct.unpack_from("<HH", head, 54)
     if count == _MANY_SEGMENTS:
         count = file.u32(sections + 44, "section header 0's sh_info")
-    if size < _SEGMENT.size or count > _MOST_SEGMENTS:
-        raise FormatError(f"{file.path}: {count} program headers of {size} bytes")
-    headers = file.at(table, size * count, "the program headers")
-    for at in range(0, size * count, size):
-        kind, _, offset, _, physical, length, _, _ = _SEGMENT.unpack_from(headers, at)
+    for kind, _, offset, _, physical, length, _, _ in _table(file, _SEGMENT, table, size, count):
         yield kind, offset, physical, length
 
 
-def _qemu_registers(file: ImageFile, offset: int, size: int) -> Iterator[Mapping[str, int]]:
-    """The registers of each vCPU, from the notes named QEMU."""
+def _segments32(file: ImageFile, head: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The same of a 32-bit file, whose addresses end at 4 GB."""
+    (table,) = struct.unpack_from("<I", head, 28)
+    size, count = struct.unpack_from("<HH", head, 42)
+    for kind, offset, _, physical, length, _, _, _ in _table(file, _SEGMENT32, table, size, count):
+        yield kind, offset, physical, length
+
+
+def _table(file: ImageFile, form: struct.Struct, start: int, size: int, count: int) -> Iterator[tuple[int, ...]]:
+    """The program headers."""
+    if size < form.size or count > _MOST_SEGMENTS:
+        raise FormatError(f"{file.path}: {count} program headers of {size} bytes")
+    headers = file.at(start, size * count, "the program headers")
+    for at in range(0, size * count, size):
+        yield form.unpack_from(headers, at)
+
+
+def _notes(file: ImageFile, offset: int, size: int) -> Iterator[tuple[bytes, int, bytes]]:
+    """Owner, type and content of each note, as far as they are whole."""
     end = min(offset + size, len(file.data))
+    left = _MOST_NOTE_BYTES
     for _ in range(_MOST_NOTES):
         if offset + _NOTE.size > end:
             return
@@ -93,10 +120,10 @@ def _qemu_registers(file: ImageFile, offset: int, size: int) -> Iterator[Mapping
         start = offset + _NOTE.size
         body = start + (name_size + 3 & ~3)
         offset = body + (length + 3 & ~3)
-        if offset > end + 3 or offset <= start:
+        left -= name_size + length
+        if offset > end + 3 or left < 0 or body + length > len(file.data):
             return
-        if bytes(file.data[start : start + 4]) == b"QEMU" and not kind and length >= _CPU.size:
-            yield _cpu(bytes(file.at(body, length, "a QEMU note")))
+        yield bytes(file.data[start : start + name_size]).rstrip(b"\0"), kind, bytes(file.data[body : body + length])
 
 
 def _cpu(note: bytes) -> Mapping[str, int]:

@@ -74,6 +74,13 @@ class Output:
         except OSError as error:
             raise self._failed(error) from None
 
+    def put(self, offset: int, data: bytes) -> None:
+        """Put `data` at `offset`, leaving out blocks of zeros: nothing may have been written there before."""
+        self.extend(offset + len(data))
+        array = np.frombuffer(data, dtype=np.uint8)
+        for first, last in _filled(array):
+            self.write(offset + first, array[first:last].data)
+
     def extend(self, size: int) -> None:
         """Make the file at least `size` bytes long."""
         self.size = max(self.size, size)
