@@ -7,7 +7,7 @@ EX_PUSH_LOCK MiSystemLock;
 
 MI_SPACE MiSpaceOf(EPROCESS *Process) {
     MI_SPACE Space;
-    if (Process && Process->Pcb.DirectoryTableBase != MmKernelDirectoryTableBase) {
+    if (Process && (Process == PsInitialSystemProcess || Process->Pcb.DirectoryTableBase != MmKernelDirectoryTableBase)) {
         Space.Dtb = Process->Pcb.DirectoryTableBase & ~0xFFFull;
         Space.Lock = (EX_PUSH_LOCK *)&Process->AddressCreationLock;
         Space.Process = Process;

@@ -60,6 +60,11 @@ NTSTATUS PspLocateSystemDll(void) {
         PspLdrInitializeThunk = (UCHAR *)information.Base + rva;
         if (!rva) status = STATUS_INVALID_IMAGE_FORMAT;
     }
+    if (NT_SUCCESS(status)) { /* NT maps it into System too: the one VAD that System has */
+        void *base = NULL;
+        SIZE_T view = 0;
+        status = MmMapViewOfSection(PspSystemDllSection, PsInitialSystemProcess, &base, 0, &view, PAGE_EXECUTE_WRITECOPY);
+    }
     ExFreePool(image.Bytes);
     ObDereferenceObject(file);
     return status;
