@@ -8,8 +8,9 @@ from pathlib import Path
 from coldframe.errors import FormatError
 from coldframe.images import avml, crashdump, crashheader, elf, lime, raw, unpacked, vmware
 from coldframe.images.image import ImageFile, PhysicalImage
+from coldframe.images.triage import TriageDump, open_triage
 
-__all__ = ["PhysicalImage", "open_image"]
+__all__ = ["PhysicalImage", "TriageDump", "open_image", "open_triage"]
 
 
 def open_image(path: str | os.PathLike[str]) -> PhysicalImage:

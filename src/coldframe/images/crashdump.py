@@ -50,8 +50,9 @@ def open_crash_dump(file: ImageFile) -> PhysicalImage:
     elif kind in _BY_BITMAP:
         name, wanted = f"crash dump ({_BY_BITMAP[kind]})", _bitmap_runs(file, crashheader.SIZE)
     else:
+        found = _OTHERS.get(kind, "unknown")
         raise FormatError(
-            f"{file.path} is a crash dump of type {kind} ({_OTHERS.get(kind, 'unknown')}); types 1, 2, 5 and 6 are read"
+            f"{file.path} is a crash dump of type {kind} ({found}); those of types 1, 2, 5 and 6 have memory"
         )
     runs = whole_runs(file, wanted, warnings)
     if not runs:

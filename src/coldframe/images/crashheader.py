@@ -20,7 +20,7 @@ RUN_COUNT, RUNS, CONTEXT, DUMP_TYPE = 0x88, 0x98, 0x348, 0xF98
 MOST_RUNS = 42
 """Of PHYSICAL_MEMORY_DESCRIPTOR's 700 bytes, 16 are counts and a run takes 16."""
 
-_BUGCHECK, _EXCEPTION, _REQUIRED_SPACE, _COMMENT, _UP_TIME, _PRODUCT = 0x38, 0xF00, 0xFA0, 0xFB0, 0x1030, 0x1040
+BUGCHECK, _EXCEPTION, _REQUIRED_SPACE, _COMMENT, _UP_TIME, _PRODUCT = 0x38, 0xF00, 0xFA0, 0xFB0, 0x1030, 0x1040
 _COMMENT_SIZE = 128
 # CONTEXT of winnt.h (AMD64): the integer registers from Rax on, in order, then Rip
 _INTEGERS = (
@@ -68,7 +68,7 @@ class CrashHeader:
             "<4QII", data, DIRECTORY_TABLE,
             self.directory_table, self.pfn_database, self.loaded_modules, self.active_processes, AMD64, self.processors,
         )  # fmt: skip
-        struct.pack_into("<I4xQQQQ", data, _BUGCHECK, *self.bugcheck)
+        struct.pack_into("<I4xQQQQ", data, BUGCHECK, *self.bugcheck)
         struct.pack_into("<Q", data, DEBUGGER_BLOCK, self.debugger_block)
         struct.pack_into("<Q", data, _REQUIRED_SPACE + 8, self.system_time)
         data[_COMMENT : _COMMENT + _COMMENT_SIZE] = self.comment.encode("ascii", "replace")[: _COMMENT_SIZE - 1].ljust(
