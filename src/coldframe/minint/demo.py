@@ -10,12 +10,14 @@ from typing import Self
 from coldframe.debug import LiveGuest
 from coldframe.errors import ColdframeError
 from coldframe.minint.machine import Minint, read_file, start
+from coldframe.minint.truth import Event
 from coldframe.paging import Page, State, Via
 from coldframe.target import attach
 from coldframe.trace import FileWrites, Value, trace
 
 TRACED = "nt!NtWriteFile"
 PROCESS = "notepad.exe"
+_GOES_ON_SECONDS = 20.0
 
 
 class Demonstration:
@@ -40,7 +42,7 @@ class Demonstration:
         self._seen = FileWrites()
         self._kinds: dict[tuple[str, ...], tuple[int, int]] = {}
         self._count = 0
-        self._listed = 0
+        self._listed = len(self._guest.processes)
 
     def __enter__(self) -> Self:
         return self
@@ -53,12 +55,10 @@ class Demonstration:
 
     def processes(self) -> list[Mapping[str, int | str | None]]:
         """The guest's processes, as rows."""
-        rows: list[Mapping[str, int | str | None]] = [
+        return [
             {"pid": process.pid, "ppid": process.ppid, "name": process.name, "dtb": hex(process.dtb)}
             for process in self._guest.processes
         ]
-        self._listed = len(rows)
-        return rows
 
     def writes(self, limit: int) -> Iterator[dict[str, Value]]:
         """The next `limit` file writes of notepad.exe, as `trace` tells them."""
@@ -97,8 +97,7 @@ class Demonstration:
         """
         self._say("detaching; the guest goes on")
         self._guest.close()
-        list(self._machine.new_events())
-        self._machine.wait_for("write", timeout=10.0)
+        self._wait_for_last_writes()
         self._machine.control("stop")  # QEMU flushes its disks as it stops
         self._say("comparing with the files on the guest's NTFS volume")
         matched = 0
@@ -118,3 +117,16 @@ class Demonstration:
             "processes": self._listed,
             "seconds": round(time.monotonic() - self._began, 3),
         }
+
+    def _wait_for_last_writes(self) -> None:
+        """Return when the guest's own log has every write that was seen: the last were seen as they began."""
+        missing = {
+            (name, write.offset) for name, writes in self._seen.writes.items() for write in writes
+            if write.offset is not None
+        }  # fmt: skip
+
+        def was_last(event: Event) -> bool:
+            missing.discard((str(event.get("file")), event.get("offset")))
+            return not missing
+
+        self._machine.wait_for("write", timeout=_GOES_ON_SECONDS, accept=was_last)
