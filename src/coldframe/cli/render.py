@@ -29,7 +29,7 @@ class Printer:
         from rich.console import Console  # noqa: PLC0415 - slow to load; JSON does without
 
         if self._stderr:
-            return Console(stderr=True, highlight=False)
+            return Console(stderr=True, highlight=False, soft_wrap=True)
         return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
     def print(self, *objects: object, sep: str = " ", markup: bool = True) -> None:
@@ -108,9 +108,9 @@ def _cell(value: Value) -> str:
         case str():
             return printable(value)
         case Mapping():
-            return ", ".join(f"{key}: {_cell(inner)}" for key, inner in value.items())
+            return ", ".join(f"{_title(key)}: {_cell(inner)}" for key, inner in value.items())
         case Sequence():
-            return " ".join(_cell(inner) for inner in value)
+            return "; ".join(_cell(inner) for inner in value) or "none"
         case _:
             return str(value)
 
@@ -141,10 +141,17 @@ def print_facts(facts: Mapping[str, Value]) -> None:
     """Print named facts, one a line; a fact of several parts takes a line for each."""
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
-        if isinstance(value, Sequence) and not isinstance(value, str):
+        if isinstance(value, Mapping):
+            lines = [f"{_title(part)}: {_cell(inner)}" for part, inner in value.items()]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
             lines = [_cell(part) for part in value] or ["none"]
         else:
             lines = [_cell(value)]
         for position, line in enumerate(lines):
-            title = name.replace("_", " ") if position == 0 else ""
+            title = _title(name) if position == 0 else ""
             out.print(f"[bold]{title:<{width}}[/bold]  {line}")
+
+
+def _title(name: str) -> str:
+    """A field's name in words."""
+    return name.replace("_", " ")

@@ -23,6 +23,7 @@ from coldframe.errors import (
 )
 from coldframe.qemu import Stop, VirtualMachine
 from coldframe.symbols.model import SymbolFile
+from coldframe.windows.facts import Value
 from coldframe.windows.guest import Guest
 from coldframe.windows.kernel import FindsSymbols, KernelLocation, find_kernel
 from coldframe.windows.module import Module
@@ -98,6 +99,19 @@ class LiveGuest(Guest):
             super().new_pause()
             return compute()
         return super().once(key, compute)
+
+    def facts(self) -> Mapping[str, Value]:
+        """What `info` tells: the machine first (how its RAM is read, and why no better way is), then the guest."""
+        vm = self.vm
+        machine: Mapping[str, Value] = {
+            "name": vm.name,
+            "accelerator": vm.accelerator,
+            "vcpus": vm.vcpus,
+            "was_running": vm.was_running,
+            "memory_path": vm.memory_path,
+            "memory_refused": list(vm.memory_refused),
+        }
+        return {"machine": machine, **super().facts()}
 
     @property
     def vcpus(self) -> int:
