@@ -35,7 +35,7 @@ class UnreadableMemoryError(ColdframeError):
     """
 
     def __init__(self, address: int, size: int, reason: str) -> None:
-        super().__init__(f"cannot read {size:#x} bytes at {address:#x}: {reason}")
+        super().__init__(f"cannot read {address:#x}: {reason}")
         self.address = address
         self.size = size
         self.reason = reason

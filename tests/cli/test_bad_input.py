@@ -55,7 +55,7 @@ def test_missing_words() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["pte", "IMAGE", "banana"], "number"),
+        (["pte", "IMAGE", "7ff6banana"], "number"),
         (["read", "IMAGE", "0x1000", "many"], "number"),
         (["read", "IMAGE", "0x1000", "0"], "size"),
         (["stack", "IMAGE"], "--tid"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from coldframe.windows import Guest
 
 MOST_BYTES = 1 << 40
+_SYMBOL = re.compile(r"[A-Za-z_?@$][\w?@$]*")
+_HEXADECIMAL = re.compile(r"[0-9A-Fa-f]+")
 
 
 def register(app: typer.Typer) -> None:
@@ -101,16 +104,16 @@ def read(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An address as the user wrote it: `symbol` (`module!name`, or empty) and a number to add."""
+    """An address as the user wrote it: `symbol` (`module!name`, a kernel's name, or empty) and a number to add."""
 
     symbol: str
     number: int
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """A number, or `module!symbol` with an optional `+displacement`; raises `UsageError`."""
+        """A number, a kernel symbol or `module!symbol` with an optional `+displacement`; raises `UsageError`."""
         symbol, _, displacement = text.partition("+")
-        if "!" in symbol:
+        if "!" in symbol or (_SYMBOL.fullmatch(symbol) and not _HEXADECIMAL.fullmatch(symbol)):
             return cls(symbol, number(displacement) if displacement else 0)
         value = number(text)
         if not 0 <= value < 1 << 64:

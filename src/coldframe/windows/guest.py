@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -40,6 +40,8 @@ from coldframe.windows.typed import Struct, TypedMemory
 
 _Kept = TypeVar("_Kept")
 _MOST_PROCESSES = 1 << 17
+_OFFERED = 3
+"""How many near numbers an error offers."""
 
 
 class Guest:
@@ -261,6 +263,9 @@ class Guest:
         if living:
             pids = ", ".join(str(process.pid) for process in living)
             raise NotFoundError("single process", str(which), hint=f"pids {pids} are called so: name one")
+        if isinstance(which, int):
+            near = sorted(self.processes, key=lambda process: abs(process.pid - which))[:_OFFERED]
+            raise NotFoundError("process", str(which), hint=_nearest((p.pid, p.name) for p in near))
         raise NotFoundError("process", str(which), (process.name for process in self.processes))
 
     def thread(self, tid: int) -> Thread:
@@ -269,7 +274,9 @@ class Guest:
             for thread in process.threads:
                 if thread.tid == tid:
                     return thread
-        raise NotFoundError("thread", str(tid))
+        threads = [(thread.tid, process.name) for process in self.processes for thread in process.threads]
+        near = sorted(threads, key=lambda thread: abs(thread[0] - tid))[:_OFFERED]
+        raise NotFoundError("thread", str(tid), hint=_nearest(near))
 
     @property
     def drivers(self) -> Sequence[Module]:
@@ -288,7 +295,8 @@ class Guest:
         """The kernel module called `name` (`nt`, `ntfs`, `ntfs.sys`); raises `NotFoundError`."""
         found = self.kernel if name.lower() == KERNEL_NAME else named(self.drivers, name)
         if found is None:
-            raise NotFoundError("kernel module", name, (module.name for module in self.drivers))
+            hint = "a module of user mode needs its process named too"
+            raise NotFoundError("kernel module", name, (module.name for module in self.drivers), hint)
         return found
 
     def module_at(self, address: int) -> Module | None:
@@ -338,3 +346,8 @@ class Guest:
     def current_process(self, registers: Mapping[str, int], vcpu: int | None = None) -> Process:
         """The process whose address space that vCPU uses: the thread's own, or the one that it is attached to."""
         return self.current_thread(registers, vcpu).attached_process
+
+
+def _nearest(numbered: Iterable[tuple[int, str]]) -> str:
+    """What to say of a number that is not there."""
+    return "the nearest are " + ", ".join(f"{number} ({name})" for number, name in numbered)
