@@ -48,9 +48,13 @@ def trace(
 
     count = 0
     with attach(target, symbols=symbols) as guest:
-        err.print(f"[dim]tracing {printable(', '.join(functions))}; Ctrl-C ends[/dim]")
+        wanted = process_of(process)
+        only = None if wanted is None else guest.process(wanted)
+        names = ", ".join(guest.locate(function, only)[1] for function in functions)
+        who = f" of {only.name} ({only.pid})" if only else ""
+        err.print(f"[dim]tracing {printable(names + who)}; Ctrl-C ends[/dim]")
         try:
-            for event in events(guest, functions, process=process_of(process), limit=limit, duration=duration):
+            for event in events(guest, functions, process=only, limit=limit, duration=duration):
                 count += 1
                 if as_json:
                     print_json(event, one_line=True)
@@ -95,16 +99,21 @@ def process_of(text: str | None) -> str | int | None:
 
 
 def print_event(event: Mapping[str, Traced]) -> None:
-    """One call for people: a headline, its arguments, its stack."""
+    """One call for people: a headline, its arguments (those that are zero in one line), its stack."""
     from coldframe.trace import argument_text  # noqa: PLC0415 - only a trace needs the tracers
 
     out.print(
         f"[bold]{printable(str(event['function']))}[/bold]  {printable(str(event['process']))} "
-        f"({event['pid']}.{event['tid']})  [dim]vCPU {event['vcpu']}[/dim]"
+        f"({event['pid']}.{event['tid']})  [dim]vCPU {event['vcpu']}  {str(event['time'])[11:23]}[/dim]"
     )
     arguments, stack = event["arguments"], event["stack"]
-    for name, value in arguments.items() if isinstance(arguments, dict) else ():
-        out.print(f"    {name:<14} {printable(argument_text(value))}")
+    named = arguments if isinstance(arguments, dict) else {}
+    zeros = [name for name, value in named.items() if value in ("0x0", 0)]
+    for name, value in named.items():
+        if name not in zeros:
+            out.print(f"    {name:<14} {printable(argument_text(value))}")
+    if zeros:
+        out.print(f"    [dim]{'zero':<14} {', '.join(zeros)}[/dim]")
     for frame in stack if isinstance(stack, list) else ():
         out.print(f"        [dim]{printable(str(frame))}[/dim]")
 

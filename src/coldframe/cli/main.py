@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the guest or the file does not allow it, 2 the call's wor
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -18,6 +19,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and end the process with its exit status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # leave every `with` block: guests are let go, folders removed
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     sys.exit(run(sys.argv[1:]))
 
 
@@ -43,5 +47,6 @@ def run(words: list[str]) -> int:
 
 def _complain(line: str, status: int) -> int:
     sys.stdout.flush()
-    print(f"coldframe: {' '.join(line.split())}", file=sys.stderr)
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(line.split()))
+    print(f"coldframe: {visible}", file=sys.stderr)
     return status

@@ -11,7 +11,7 @@ from coldframe.cli.live import print_event
 from coldframe.cli.options import Json
 from coldframe.cli.pages import page_lines
 from coldframe.cli.render import err, out, print_json, print_rows, printable
-from coldframe.errors import UsageError
+from coldframe.errors import GuestGoneError, UsageError
 
 Layout = Annotated[str, typer.Option("--layout", metavar="BUILD", help="Whose kernel's structures: 19041, 22000, ...")]
 Vcpus = Annotated[int, typer.Option("--vcpus", metavar="N", help="How many vCPUs.", min=1, max=16)]
@@ -65,8 +65,12 @@ def minint(
             guest.write_dump(dump, disk=disk, log=log)
             err.print("[dim]" + ", ".join(str(path) for path in (dump, disk, log) if path) + "[/dim]")
             return
-        err.print(f"minint runs; look into it with:\n  coldframe ps {guest.qmp} --symbols {guest.symbols_folder}")
+        err.print(
+            f"minint runs; look into it with:\n  coldframe ps {guest.qmp} --symbols {guest.symbols_folder}",
+            markup=False,
+        )
         guest.wait()
+        raise GuestGoneError("QEMU has ended; minint is gone")
 
 
 def demo(
