@@ -251,10 +251,13 @@ class Minint:
         """A QMP command on a socket of our own, which leaves `qmp` free."""
         return self._control.execute(command, dict(arguments), timeout=120.0)
 
-    def write_dump(self, dump: Path, *, disk: Path | None = None, log: Path | None = None) -> None:
-        """Freeze the guest in a steady state; write its memory (an ELF core), its disk, and its log with the truth."""
+    def write_dump(self, dump: Path, *, disk: Path | None = None, log: Path | None = None) -> Truth:
+        """Freeze the guest in a steady state; write its memory (an ELF core), its disk, and its log with the truth.
+
+        Returns the truth that the log ends with.
+        """
         self.wait_until_steady()
-        self.truth()
+        truth = self.truth()
         self.control("stop")  # QEMU flushes its block devices as it stops
         self.control("dump-guest-memory", paging=False, protocol=f"file:{dump.absolute()}")
         if disk:
@@ -263,6 +266,7 @@ class Minint:
             shutil.copyfile(self.log, log)
         self.control("cont")
         self.go()
+        return truth
 
     def _patiently(self, connect: Callable[[], _T]) -> _T:
         """What `connect` returns, once QEMU has made the socket that it wants."""
