@@ -69,7 +69,11 @@ def minint(
             f"minint runs; look into it with:\n  coldframe ps {guest.qmp} --symbols {guest.symbols_folder}",
             markup=False,
         )
-        guest.wait()
+        try:
+            guest.wait()
+        except KeyboardInterrupt:
+            err.print("[dim]minint ended[/dim]")
+            return
         raise GuestGoneError("QEMU has ended; minint is gone")
 
 
