@@ -42,14 +42,14 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", help="Stop after N matches.", min=1)] = 1000,
     as_json: Json = False,
 ) -> None:
-    r"""Find bytes, text or a regular expression in the memory of a process or of the kernel.
+    """Find bytes, text or a regular expression in the memory of a process or of the kernel.
 
     Every page in RAM is looked through, also those in transition and behind prototype PTEs.
 
     \b
     coldframe search memory.dmp notepad --pid 812
     coldframe search win10.qmp --hex '4d 5a 90 00' --pid 812 --json
-    coldframe search memory.dmp --regex 'https?://[\w./-]+' --pid 812
+    coldframe search memory.dmp --regex 'https?://[\\w./-]+' --pid 812
     """
     if text + as_hex + regex > 1:
         raise UsageError("expected one of --text, --hex and --regex, found several")
