@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -25,11 +25,20 @@ from reliability.tracing import FUNCTION, start_trace, status, unsound_writes, w
 pytestmark = pytest.mark.minint
 
 KILLS = int(os.environ.get("COLDFRAME_KILLS", "6"))
+BATCH = 20  # kills of one guest: its NTFS does not let files grow for ever
+BATCHES = range((KILLS + BATCH - 1) // BATCH)
 SOON = 1.0
 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Minint]:
+    with sound_minint() as machine:
+        yield machine
+
+
+@contextmanager
+def sound_minint() -> Iterator[Minint]:
+    """A minint of four vCPUs, whose every write is as it must be in the end."""
     with start(vcpus=4, options="PACE=5 THREADS=4") as machine:
         yield machine
         list(machine.new_events())
@@ -57,7 +66,7 @@ def nothing_is_left(machine: Minint) -> None:
             stops = [guest.vm.run_until_stop(10) for _ in range(8)]
         assert {(stop.reason, stop.address) for stop in stops if stop} == {("breakpoint", own)}
         assert None not in stops
-        machine.wait_for("write", timeout=0.1)
+        machine.wait_for("write", timeout=1)
     assert status(machine) == "running"
 
 
@@ -72,7 +81,6 @@ def end_of(process: subprocess.Popen[bytes]) -> tuple[int, list[dict[str, object
     return process.returncode, [json.loads(line) for line in lines], err.decode().splitlines()
 
 
-@pytest.fixture(scope="module")
 def usual_start(machine: Minint) -> float:
     """Seconds that a trace takes from its start to its first event, here and now."""
     began = time.monotonic()
@@ -81,73 +89,75 @@ def usual_start(machine: Minint) -> float:
     assert process.stdout.readline()
     took = time.monotonic() - began
     process.kill()
-    process.wait()
+    process.communicate()
     goes_on(machine, time.monotonic())
     return took
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(60 + 20 * KILLS)
-def test_kills_at_random_moments(
-    machine: Minint, usual_start: float, record_property: Callable[[str, object], None]
-) -> None:
-    chance = random.Random(KILLS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_kills_at_random_moments(batch: int, record_property: Callable[[str, object], None]) -> None:
+    chance = random.Random(batch)
     took: list[float] = []
     reached: Counter[str] = Counter()
-    for number in range(KILLS):
-        process = start_trace(machine)
-        if number % 2:  # while it pauses the guest, looks for the kernel, sets the breakpoint, traces its first hits
-            wait_for_guardian(process)
-            time.sleep(chance.uniform(0, 0.2))
-        else:
-            time.sleep(chance.uniform(0, 1.5 * usual_start))
+    with sound_minint() as machine:
+        usual = usual_start(machine)
+        for number in range(min(BATCH, KILLS - batch * BATCH)):
+            process = start_trace(machine)
+            if number % 2:  # while it pauses the guest, finds the kernel, sets the breakpoint, traces its first hits
+                wait_for_guardian(process)
+                time.sleep(chance.uniform(0, 0.2))
+            else:
+                time.sleep(chance.uniform(0, 1.5 * usual))
+            list(machine.new_events())
+            process.kill()
+            killed = time.monotonic()
+            returncode, events, said = end_of(process)
+            assert returncode == -signal.SIGKILL
+            reached["tracing" if events else "attached" if said or number % 2 else "before"] += 1
+            took.append(goes_on(machine, killed))
+            nothing_is_left(machine)
         list(machine.new_events())
-        process.kill()
-        killed = time.monotonic()
-        returncode, events, said = end_of(process)
-        assert returncode == -signal.SIGKILL
-        reached["tracing" if events else "attached" if said or number % 2 else "before"] += 1
-        took.append(goes_on(machine, killed))
-        nothing_is_left(machine)
-    list(machine.new_events())
-    assert unsound_writes(machine.events) == []
-    record_property("kills", KILLS)
-    record_property("reached", dict(reached))
-    record_property("longest pause", f"{max(took):.3f} s")
-    record_property("median pause", f"{statistics.median(took):.3f} s")
-    record_property("writes", sum(event.get("event") == "write" for event in machine.events))
+        record_property("reached", dict(reached))
+        record_property("writes of the guest", sum(event.get("event") == "write" for event in machine.events))
+    tell(took, record_property)
+
+
+def tell(took: list[float], record_property: Callable[[str, object], None]) -> None:
+    """Put into the report how soon the guest wrote on."""
+    record_property("kills", len(took))
+    record_property("wrote on after", f"median {statistics.median(took):.3f} s, at most {max(took):.3f} s")
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(60 + 20 * KILLS)
-def test_kills_while_attaching(machine: Minint, record_property: Callable[[str, object], None]) -> None:
+@pytest.mark.parametrize("batch", BATCHES)
+def test_kills_while_attaching(batch: int, record_property: Callable[[str, object], None]) -> None:
     """Forked, so that each is quick and every moment of attaching and of letting go is hit."""
-
-    def look() -> None:
-        with attach(machine.qmp, symbols=[machine.symbols_folder]) as guest, guest.break_on(FUNCTION) as hits:
-            assert hits.wait(10)
-
-    began = time.monotonic()
-    look()
-    usual = time.monotonic() - began
-    chance = random.Random(KILLS)
+    chance = random.Random(batch)
     took = []
-    for _ in range(2 * KILLS):
-        child = os.fork()
-        if not child:
-            with suppress(BaseException):
-                look()
-            os._exit(0)
-        time.sleep(chance.uniform(0, 1.2 * usual))
-        list(machine.new_events())
-        os.kill(child, signal.SIGKILL)
-        killed = time.monotonic()
-        os.waitpid(child, 0)
-        took.append(goes_on(machine, killed, calls=4))
-    nothing_is_left(machine)
-    record_property("kills while attaching", len(took))
-    record_property("longest pause", f"{max(took):.3f} s")
-    record_property("median pause", f"{statistics.median(took):.3f} s")
+    with sound_minint() as machine:
+
+        def look() -> None:
+            with attach(machine.qmp, symbols=[machine.symbols_folder]) as guest, guest.break_on(FUNCTION) as hits:
+                assert hits.wait(10)
+
+        began = time.monotonic()
+        look()
+        usual = time.monotonic() - began
+        for _ in range(2 * min(BATCH, KILLS - batch * BATCH)):
+            child = os.fork()
+            if not child:
+                with suppress(BaseException):
+                    look()
+                os._exit(0)
+            time.sleep(chance.uniform(0, 1.2 * usual))
+            list(machine.new_events())
+            os.kill(child, signal.SIGKILL)
+            killed = time.monotonic()
+            os.waitpid(child, 0)
+            took.append(goes_on(machine, killed, calls=4))
+        nothing_is_left(machine)
+    tell(took, record_property)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
@@ -183,8 +193,7 @@ def test_ctrl_c_while_attaching_is_one_line(machine: Minint, seconds: float) -> 
 
 
 def test_a_guest_that_ends_in_mid_trace_is_one_line() -> None:
-    with ExitStack() as stack:
-        machine = stack.enter_context(start(vcpus=1))
+    with start(vcpus=1) as machine:
         process = start_trace(machine)
         assert process.stdout is not None
         assert process.stdout.readline()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,13 @@ def start_trace(machine: Minint, *words: str) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "coldframe", "trace", machine.qmp, "NtWriteFile", "--process", "notepad.exe",
          "--symbols", machine.symbols_folder, "--json", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=_heed_ctrl_c,  # noqa: PLW1509 - one system call
     )  # fmt: skip
+
+
+def _heed_ctrl_c() -> None:
+    """As under a terminal: what a shell starts in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_guardian(process: subprocess.Popen[bytes], seconds: float = 60) -> None:
