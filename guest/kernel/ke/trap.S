@@ -61,18 +61,25 @@
     .section KVASCODE, "xr"
     .globl \name\()Shadow
     .p2align 6
+    .def \name\()Shadow; .scl 2; .type 32; .endef
+    .seh_proc \name\()Shadow
 \name\()Shadow:
     .if \code
+    .seh_pushframe @code
     testb $1, 16(%rsp)
     .else
+    .seh_pushframe
     testb $1, 8(%rsp)
     .endif
     jz \name
     swapgs
     pushq %rsi
+    .seh_pushreg %rsi
     movq %gs:GS_KERNEL_CR3, %rsi
     movq %rsi, %cr3
     movq %rsp, %rsi
+    .seh_setframe %rsi, 0
+    .seh_endprologue
     movq %gs:GS_SHADOW_RSP_BASE, %rsp
     .if \code
     pushq 48(%rsi)
@@ -85,6 +92,7 @@
     movq (%rsi), %rsi
     swapgs
     jmp \name
+    .seh_endproc
     .text
 .endm
 
