@@ -18,14 +18,18 @@ pytestmark = pytest.mark.minint
 
 PAGE = 4096
 IN_RAM = {State.VALID, State.TRANSITION}
-CONFIGURATIONS = [("19041", 1), ("19041", 2), ("19041", 4), ("22000", 1), ("22000", 2), ("22000", 4)]
+CONFIGURATIONS = [
+    *(("19041", vcpus, "512M") for vcpus in (1, 2, 4)),
+    *(("22000", vcpus, "512M") for vcpus in (1, 4)),
+    ("22000", 2, "5G"),  # RAM above the PCI hole lies elsewhere in its file than its guest-physical address
+]
 
 
-@pytest.fixture(scope="module", params=CONFIGURATIONS, ids=lambda words: f"{words[0]}-{words[1]}vcpus")
+@pytest.fixture(scope="module", params=CONFIGURATIONS, ids=lambda words: f"{words[0]}-{words[1]}vcpus-{words[2]}")
 def frozen(request: pytest.FixtureRequest, boot: Callable[..., Minint]) -> Iterator[tuple[LiveGuest, Truth]]:
     """A minint that stands still, and what it says of itself."""
-    layout, vcpus = request.param
-    machine = boot(layout=layout, vcpus=vcpus)
+    layout, vcpus, memory = request.param
+    machine = boot(layout=layout, vcpus=vcpus, memory=memory)
     machine.wait_until_steady()
     truth = machine.truth()
     with coldframe.attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
@@ -96,7 +100,7 @@ def test_qemu_translates_valid_pages_to_the_same_place(frozen: tuple[LiveGuest, 
             guest.vm.write_registers(0, {"cr3": dtb})
             for page in pages[:: max(1, len(pages) // 50)]:
                 answer = guest.vm.monitor(f"gva2gpa {page.address:#x}")
-                match = re.search(r"gpa: (0x[0-9a-f]+)", answer)
+                match = re.search(r"gpa: (0x[0-9a-f]+|0$)", answer.strip())
                 assert match, f"{page.address:#x}: {answer}"
                 assert int(match[1], 16) == page.physical
                 compared += 1
