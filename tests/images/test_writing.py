@@ -18,6 +18,7 @@ from coldframe.errors import FormatError, UsageError
 from coldframe.images import open_image
 from coldframe.images.crashheader import CrashHeader
 from coldframe.images.elf import core_head
+from coldframe.images.holes import data_spans
 from coldframe.images.output import OutputError
 from coldframe.images.write import page_extents, write_crash_dump, write_elf, write_raw
 from coldframe.memory import PhysicalMemory, Run
@@ -135,6 +136,23 @@ def test_zeros_and_holes_take_no_space(tmp_path):
     assert (tmp_path / "x.raw").stat().st_size == (5 << 30) + PAGE
     for path in tmp_path.iterdir():
         assert path.stat().st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="/proc/self/map_files is root's")
+def test_holes_of_a_file_are_not_read(tmp_path):
+    path = tmp_path / "sparse.raw"
+    with path.open("wb") as file:
+        for place in (0, 3 * PAGE, 1 << 30, (8 << 30) - PAGE):
+            file.seek(place)
+            file.write(pattern(place // PAGE))
+    with open_image(path) as image:
+        spans = list(data_spans(image.physical, PAGE, (8 << 30) - PAGE))
+        assert sum(size for _, size in spans) < 1 << 20
+        assert spans[-1][0] + spans[-1][1] == 8 << 30
+        write_elf(tmp_path / "x.elf", image.physical)
+        with open_image(tmp_path / "x.elf") as core:
+            for place in (0, PAGE, 3 * PAGE, 1 << 30, (1 << 30) + PAGE, (8 << 30) - 2 * PAGE, (8 << 30) - PAGE):
+                assert core.physical.read(place, PAGE) == image.physical.read(place, PAGE)
 
 
 def test_registers_survive_in_an_elf_core(tmp_path):

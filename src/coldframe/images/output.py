@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coldframe.errors import ColdframeError
+from coldframe.images.holes import data_spans
 from coldframe.memory import PhysicalMemory
 
 Progress = Callable[[int, int], None]
@@ -92,13 +93,16 @@ class Output:
         done, total = 0, physical.size
         for address, size, offset in places:
             self.extend(offset + size)
-            for start in range(0, size, _CHUNK):
-                data = physical.view(address + start, min(_CHUNK, size - start))
-                for first, last in _filled(data):
-                    self.write(offset + start + first, data[first:last].data)
-                done += len(data)
-                if progress is not None:
-                    progress(done, total)
+            for begin, length in data_spans(physical, address, size):
+                for start in range(begin, begin + length, _CHUNK):
+                    data = physical.view(start, min(_CHUNK, begin + length - start))
+                    for first, last in _filled(data):
+                        self.write(offset + start - address + first, data[first:last].data)
+                    if progress is not None:
+                        progress(done + start - address + len(data), total)
+            done += size
+            if progress is not None:
+                progress(done, total)
 
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(
