@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from coldframe.windows import Guest
 
 MOST_BYTES = 1 << 40
+MOST_AT_ONCE = 1 << 30
+_CHUNK = 1 << 24
 _SYMBOL = re.compile(r"[A-Za-z_?@$][\w?@$]*")
 _HEXADECIMAL = re.compile(r"[0-9A-Fa-f]+")
 
@@ -37,7 +40,7 @@ def pte(
     pid: Pid = None,
     as_json: Json = False,
 ) -> None:
-    """Explain an address: each entry on the way, the page's state, and what would unlock it.
+    """Explain an address. Each entry on the way, the page's state, and what would unlock it.
 
     \b
     coldframe pte win10.qmp 0x7ff743655000 --pid 812
@@ -65,7 +68,7 @@ def read(
     padded: Annotated[bool, typer.Option("--padded", help="Zeros for pages that cannot be read, each named.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read virtual memory: a hex dump on a terminal, the bytes themselves where output is piped.
+    """Read virtual memory. A hex dump on a terminal, the bytes themselves where output is piped.
 
     \b
     coldframe read win10.qmp 0x7ff743655000 256 --pid 812
@@ -77,6 +80,11 @@ def read(
     with open_target(target, symbols=symbols) as guest:
         start = place.address(guest, pid)
         space = _space(guest, pid)
+        if padded and output is not None:
+            _copy(space, start, length, output)
+            return
+        if length > MOST_AT_ONCE:
+            raise UsageError(f"{length:#x} bytes are too many to hold at once: write them with --padded -o FILE")
         data, holes = space.read_padded(start, length) if padded else (space.read(start, length), [])
         reasons = [space.resolve(hole).reason for hole, _ in holes]
     for (hole, extent), reason in zip(holes, reasons, strict=True):
@@ -100,6 +108,28 @@ def read(
             out.print(line, markup=False)
     else:
         sys.stdout.buffer.write(data)
+
+
+def _copy(space: AddressSpace, start: int, length: int, output: Path) -> None:
+    """Write `length` bytes from `start` to a file, in which what reads as zeros or not at all is left a hole."""
+    end = start + length
+    pages = space.pages(start, end)
+    with output.open("wb") as file:
+        for span in space.spans(start, end):
+            for low in range(span.start, span.end if span.physical is not None else span.start, _CHUNK):
+                data, _ = space.read_padded(low, min(_CHUNK, span.end - low))
+                file.seek(low - start)
+                file.write(data)
+        missing = ~pages.readable
+        for address, size in zip(pages.address[missing].tolist(), pages.size[missing].tolist(), strict=True):
+            low, high = max(address, start), min(address + size, end)
+            page = space.resolve(low)
+            if low < high and page.readable:  # a page source has it
+                file.seek(low - start)
+                file.write(space.read_padded(low, high - low)[0])
+            elif low < high:
+                err.print(f"{low:#x}-{high:#x}: {printable(page.reason)}")
+        file.truncate(length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +196,9 @@ def page_facts(page: Page, pid: int | None) -> dict[str, Value]:
 def page_lines(page: Page) -> list[str]:
     """A page in words: kd's `!pte` for the levels, then the state and how it was reached."""
     lines = [f"[bold]VA {page.address:016x}[/bold]"]
-    lines += [f"  {printable(step.says)}" for step in page.steps]
+    for step in page.steps:
+        said = wrap(step.says, out.console.width, initial_indent="  ", subsequent_indent="      ")
+        lines += map(printable, said)
     via = f" via {', '.join(page.via)}" if page.via else ""
     colour = "green" if page.readable else "yellow"
     where = f" at physical {page.physical:#x}" if page.physical is not None else ""

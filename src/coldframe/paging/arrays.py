@@ -86,8 +86,8 @@ class Entries(NamedTuple):
     stored: U64
     via: NDArray[np.uint8]
 
-    def where(self, mask: NDArray[np.bool_]) -> Entries:
-        """Those of the mask, shape (n,)."""
+    def where(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> Entries:
+        """Those of the mask, shape (n,), or of those rows."""
         return Entries(self.address[mask], self.stored[mask], self.via[mask])
 
 

@@ -10,7 +10,7 @@ Pages of which neither the tables nor the VADs say anything have no row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ from coldframe.paging.notes import ABSENT, ZERO
 from coldframe.paging.page import State, Via
 from coldframe.paging.resolver import Resolver
 from coldframe.paging.sources import ListsVads
+
+_BATCH = 256
 
 
 class BulkResolver:
@@ -81,11 +83,11 @@ class BulkResolver:
             count = 1 << level.bits
             if len(tables.physical) > MOST_ROWS // count:
                 raise FormatError(f"{len(tables.physical)} tables of {level.name}s: they point to themselves")
-            entries = self._entries(level, tables, first, last, rows)
             if level is self.format.levels[-1]:
-                self._leaves(entries, rows)
+                for some in _batches(tables):
+                    self._leaves(self._entries(level, some, first, last, rows), rows)
                 break
-            tables = self._next(level, entries, rows)
+            tables = self._next(level, self._entries(level, tables, first, last, rows), rows)
             odd = tables.via != 0
             if odd.any():
                 passed.append(Tables(tables.physical[odd], tables.base[odd], tables.via[odd], tables.span, {}))
@@ -94,16 +96,20 @@ class BulkResolver:
     def _entries(self, level: Level, tables: Tables, first: int, last: int, rows: Rows) -> Entries:
         """The entries of all tables that are not zero and map something from `first` to `last`, by address."""
         span = 1 << level.shift
+        count = 1 << level.bits
         stored = self._read_tables(level, tables, first, last, rows).ravel()
-        index = np.flatnonzero(stored)
-        if len(index) < len(stored):
-            stored = stored[index]
-        table = index >> level.bits
-        address = ((index & ((1 << level.bits) - 1)) << level.shift).view(np.uint64)
-        address += tables.base[table]
+        if stored.all():
+            offset = np.arange(0, count << level.shift, span, dtype=np.uint64)
+            address = (tables.base[:, None] + offset).ravel()
+            via = np.repeat(tables.via, count)
+        else:
+            index = np.flatnonzero(stored)
+            stored, table = stored[index], index >> level.bits
+            address = ((index & (count - 1)) << level.shift).view(np.uint64)
+            address += tables.base[table]
+            via = tables.via[table]
         if level is self.format.levels[0]:  # below, the tables' addresses are whole
             address = self._extended(address)
-        via = tables.via[table] if tables.via.any() else np.zeros(len(address), np.uint8)
         low = int(np.searchsorted(address, np.uint64(max(first - span + 1, 0)), side="left"))
         high = int(np.searchsorted(address, np.uint64(last), side="right"))
         return Entries(address[low:high], stored[low:high], via[low:high])
@@ -204,8 +210,8 @@ class BulkResolver:
         if valid.all():
             self._valid(entries, rows)
             return
-        self._valid(entries.where(valid), rows)
-        entries = entries.where(~valid)
+        self._valid(entries.where(np.flatnonzero(valid)), rows)
+        entries = entries.where(np.flatnonzero(~valid))
         value = self._unswizzled(entries.stored)
         gap = (value == 0) | (self._is_marker(entries.stored) & ~self._is_transition(value))
         prototype = ~gap & _has(value, self.layout.prototype)
@@ -336,6 +342,14 @@ class BulkResolver:
             sign = np.uint64(1 << (split.high.length - 1))
             address = np.where(address & sign, address | np.uint64((1 << 64) - (1 << split.high.length)), address)
         return address
+
+
+def _batches(tables: Tables) -> Iterator[Tables]:
+    """Tables a few at a time, so that what is made of them stays in the processor's cache."""
+    for at in range(0, len(tables.physical), _BATCH):
+        part = slice(at, at + _BATCH)
+        supplied = {row - at: held for row, held in tables.supplied.items() if at <= row < at + _BATCH}
+        yield Tables(tables.physical[part], tables.base[part], tables.via[part], tables.span, supplied)
 
 
 def _has(values: U64, mask: int) -> NDArray[np.bool_]:

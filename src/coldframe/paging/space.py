@@ -19,7 +19,7 @@ _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-BULK = 1 << 19
+BULK = 1 << 22
 """Bytes: reads of so many and more list their pages in bulk."""
 
 
