@@ -34,7 +34,7 @@ def census(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count pages by state: each process's user half, and the kernel's half (pid null).
+    """Count pages by state. Each process's user half, and the kernel's half (pid null).
 
     \b
     coldframe census memory.dmp

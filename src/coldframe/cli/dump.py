@@ -39,7 +39,7 @@ def dump(
         ),
     ] = None,
 ) -> None:
-    """Write physical memory as a raw image, an ELF core or a Windows crash dump; a running guest is paused meanwhile.
+    """Write physical memory to a dump. A raw image, an ELF core or a crash dump; a running guest is paused meanwhile.
 
     \b
     coldframe dump win10.qmp -o win10.dmp

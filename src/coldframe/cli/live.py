@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coldframe.cli.options import Json, SymbolPaths, Target
+from coldframe.cli.options import Json, JsonLines, SymbolPaths, Target
 from coldframe.cli.render import Address, Value, err, out, print_json, print_rows, printable
 from coldframe.errors import UsageError
 from coldframe.target import attach, open_target
@@ -36,9 +36,9 @@ def trace(
     duration: Annotated[
         float | None, typer.Option("--duration", metavar="SECONDS", help="End after this long.", min=0.0)
     ] = None,
-    as_json: Json = False,
+    as_json: JsonLines = False,
 ) -> None:
-    """Break on functions of a running guest; print process, arguments and call stack of each call. Ctrl-C ends it.
+    """Break on functions of a running guest; print each call. With process, arguments and call stack; Ctrl-C ends it.
 
     \b
     coldframe trace win10.qmp NtWriteFile --process notepad.exe
@@ -72,7 +72,7 @@ def stack(
     vcpu: Annotated[int | None, typer.Option("--vcpu", metavar="N", help="What this vCPU runs now.", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """The call stack of a thread, or of what a vCPU runs at this moment.
+    """Call stack of a thread, or of what a vCPU runs now.
 
     \b
     coldframe stack win10.qmp --vcpu 0
@@ -100,7 +100,7 @@ def process_of(text: str | None) -> str | int | None:
 
 def print_event(event: Mapping[str, Traced]) -> None:
     """One call for people: a headline, its arguments (those that are zero in one line), its stack."""
-    from coldframe.trace import argument_text  # noqa: PLC0415 - only a trace needs the tracers
+    from coldframe.trace import argument_lines  # noqa: PLC0415 - only a trace needs the tracers
 
     out.print(
         f"[bold]{printable(str(event['function']))}[/bold]  {printable(str(event['process']))} "
@@ -111,11 +111,15 @@ def print_event(event: Mapping[str, Traced]) -> None:
     zeros = [name for name, value in named.items() if value in ("0x0", 0)]
     for name, value in named.items():
         if name not in zeros:
-            out.print(f"    {name:<14} {printable(argument_text(value))}")
+            first, *more = argument_lines(value)
+            out.print(f"    {name:<14} {printable(first)}")
+            for line in more:
+                out.print(f"    {'':<14} {printable(line)}")
     if zeros:
         out.print(f"    [dim]{'zero':<14} {', '.join(zeros)}[/dim]")
     for frame in stack if isinstance(stack, list) else ():
         out.print(f"        [dim]{printable(str(frame))}[/dim]")
+    out.print("")
 
 
 def _frame_row(frame: Frame) -> Mapping[str, Value]:

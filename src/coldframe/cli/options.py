@@ -24,6 +24,7 @@ SymbolPaths: TypeAlias = Annotated[
     ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+JsonLines: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Pid: TypeAlias = Annotated[
     int | None, typer.Option("--pid", "-p", metavar="N", help="The process whose addresses are meant.", min=0)
 ]

@@ -40,7 +40,7 @@ def pte(
     pid: Pid = None,
     as_json: Json = False,
 ) -> None:
-    """Explain an address. Each entry on the way, the page's state, and what would unlock it.
+    """Explain an address, entry by entry. Also the page's state, and what would unlock it.
 
     \b
     coldframe pte win10.qmp 0x7ff743655000 --pid 812
@@ -68,7 +68,7 @@ def read(
     padded: Annotated[bool, typer.Option("--padded", help="Zeros for pages that cannot be read, each named.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read virtual memory. A hex dump on a terminal, the bytes themselves where output is piped.
+    """Read virtual memory: a hex dump, or the bytes if piped.
 
     \b
     coldframe read win10.qmp 0x7ff743655000 256 --pid 812

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from coldframe.cli.live import print_event
-from coldframe.cli.options import Json
+from coldframe.cli.options import JsonLines
 from coldframe.cli.pages import page_lines
 from coldframe.cli.render import err, out, print_json, print_rows, printable
 from coldframe.errors import GuestGoneError, UsageError
@@ -82,9 +82,9 @@ def demo(
     layout: Layout = "19041",
     memory: Memory = "512M",
     writes: Annotated[int, typer.Option("--writes", metavar="N", help="How many file writes to trace.", min=1)] = 24,
-    as_json: Json = False,
+    as_json: JsonLines = False,
 ) -> None:
-    """The main job, on minint: attach, list, trace every file write of notepad.exe, explain an address, let go.
+    """The main job on minint: attach, trace, explain, let go. Traces every file write of notepad.exe.
 
     \b
     coldframe demo

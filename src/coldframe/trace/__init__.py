@@ -3,6 +3,6 @@
 from coldframe.trace.decode import Value
 from coldframe.trace.events import event, trace
 from coldframe.trace.files import FileWrites, Write, write_of
-from coldframe.trace.show import argument_text
+from coldframe.trace.show import argument_lines, argument_text
 
-__all__ = ["FileWrites", "Value", "Write", "argument_text", "event", "trace", "write_of"]
+__all__ = ["FileWrites", "Value", "Write", "argument_lines", "argument_text", "event", "trace", "write_of"]

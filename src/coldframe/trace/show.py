@@ -9,6 +9,13 @@ from coldframe.trace.decode import Value
 _SHOWN_BYTES = 48
 
 
+def argument_lines(value: Value) -> list[str]:
+    """One decoded argument: the bytes of a buffer on a line of their own."""
+    if isinstance(value, Mapping) and "data" in value and "error" not in value:
+        return [f"{value['address']} {_extent(value)}", _shown(value)]
+    return [argument_text(value)]
+
+
 def argument_text(value: Value) -> str:
     r"""One decoded argument on one line: `0x54 File \Users\a.txt`, `0x1f0000 812 bytes (valid, transition): b'...'`."""
     if not isinstance(value, Mapping):
@@ -17,7 +24,7 @@ def argument_text(value: Value) -> str:
     if "error" in value:
         return f"{place} ({value['error']})"
     if "data" in value:
-        return f"{place} {_bytes_text(value)}"
+        return f"{place} {_extent(value)}: {_shown(value)}"
     if "text" in value:
         return f'{place} "{value["text"]}"'
     if "handle" in value:
@@ -31,17 +38,24 @@ def argument_text(value: Value) -> str:
     return f"{place} -> {rest}"
 
 
-def _bytes_text(value: Mapping[str, Value]) -> str:
-    data, pages = value["data"], value.get("pages")
+def _extent(value: Mapping[str, Value]) -> str:
+    """How many bytes a buffer has, and in which states its pages were found."""
+    pages = value.get("pages")
     states = [
         " ".join([str(page["state"]), *(f"via {via}" for via in _texts(page["via"]))])
         for page in (pages if isinstance(pages, list) else [])
         if isinstance(page, dict)
     ]
+    missing = ", parts missing" if value.get("missing") else ""
+    return f"{value['size']} bytes ({', '.join(dict.fromkeys(states))}{missing})"
+
+
+def _shown(value: Mapping[str, Value]) -> str:
+    """The first bytes of a buffer."""
+    data = value["data"]
     shown = bytes.fromhex(data[: 2 * _SHOWN_BYTES]) if isinstance(data, str) else b""
     more = "..." if isinstance(data, str) and len(data) > 2 * _SHOWN_BYTES else ""
-    missing = ", parts missing" if value.get("missing") else ""
-    return f"{value['size']} bytes ({', '.join(dict.fromkeys(states))}{missing}): {shown!r}{more}"
+    return f"{shown!r}{more}"
 
 
 def _texts(value: Value) -> list[str]:
