@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None:
-    """What the target is: kernel build, symbols, page tables, RAM, paging files, vCPUs.
+    """What the target is: kernel, page tables, RAM, vCPUs. Also its symbols, paging files, and how its RAM is read.
 
     \b
     coldframe info win10.qmp
@@ -116,7 +116,7 @@ def drivers(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None
 
 
 def vads(target: Target, symbols: SymbolPaths, pid: OnlyPid = None, as_json: Json = False) -> None:
-    """Virtual address descriptors: what each range of a process's address space is.
+    """Ranges of a process's address space (VADs), and what each is.
 
     \b
     coldframe vads win10.qmp --pid 812
