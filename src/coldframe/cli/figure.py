@@ -36,7 +36,7 @@ def figure(
         int | None, typer.Option("--pid", "-p", metavar="N", help="This process (default: the kernel).", min=0)
     ] = None,
 ) -> None:
-    """Draw the path of an address, the map of an address space, or a census.
+    """Draw an address's path, a map of a space, or a census.
 
     \b
     coldframe figure memory.dmp 0x7ff743655000 --pid 812 -o path.svg

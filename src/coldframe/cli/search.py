@@ -42,7 +42,7 @@ def search(
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", help="Stop after N matches.", min=1)] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Find bytes, text or a regular expression in the memory of a process or of the kernel.
+    """Find bytes, text or a regular expression in memory. In a process's, or in the kernel's.
 
     Every page in RAM is looked through, also those in transition and behind prototype PTEs.
 
