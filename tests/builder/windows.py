@@ -17,7 +17,7 @@ from coldframe.symbols.model import Pointer, Reference, SymbolFile
 KERNEL_BASE = 0xFFFFF803_12600000
 KERNEL_SIZE = 0x0100_0000
 KUSER_SHARED_DATA = 0xFFFFF780_00000000
-TYPE_NAMES = {7: "Process", 8: "Thread", 30: "Key", 37: "File", 42: "Section"}
+TYPE_NAMES = {3: "Directory", 4: "SymbolicLink", 7: "Process", 8: "Thread", 30: "Key", 37: "File", 42: "Section"}
 CREATED = 0x01D6_1B6F_0000_0000
 GATE_SEGMENT = 0x10
 
@@ -350,6 +350,55 @@ class WindowsBuilder(ImageBuilder):
         )
         self.write_struct("_EPROCESS", process.address, {"ObjectTable": table})
         process.handles = dict(handles)
+
+    def set_cid_table(self, level: int = 0) -> int:
+        """nt!PspCidTable with the identifiers of the processes and threads so far; returns the table's address.
+
+        Its entries point at bodies, not at headers.
+        """
+        body = self.types.offset("_OBJECT_HEADER", "Body")
+        cids = {process.pid: process.address for process in self.processes}
+        cids |= {thread.tid: thread.address for process in self.processes for thread in process.threads}
+        kept = dict(self.system.handles), self.read_field("_EPROCESS", self.system.address, "ObjectTable")
+        self.set_handles(self.system, {cid: (address + body, 0) for cid, address in cids.items()}, level)
+        table = self.read_field("_EPROCESS", self.system.address, "ObjectTable")
+        self.system.handles = kept[0]
+        self.write_struct("_EPROCESS", self.system.address, {"ObjectTable": kept[1]})
+        self.set_variable("PspCidTable", table)
+        return table
+
+    def unlink(self, process: BuiltProcess) -> None:
+        """Take a process off PsActiveProcessHead, as a rootkit does: its neighbours meet, its own links stay."""
+        links = process.address + self.types.offset("_EPROCESS", "ActiveProcessLinks")
+        after, before = (self.read_field("_LIST_ENTRY", links, name) for name in ("Flink", "Blink"))
+        self.write_struct("_LIST_ENTRY", before, {"Flink": after})
+        self.write_struct("_LIST_ENTRY", after, {"Blink": before})
+
+    # The object manager's namespace
+
+    def add_directory(self, name: str, parent: int = 0) -> int:
+        """An object directory in `parent`; without one, the root. Returns its address."""
+        address = self.allocate_object("Directory", "_OBJECT_DIRECTORY", name=name)
+        if parent:
+            self.enter(parent, address)
+        else:
+            self.set_variable("ObpRootDirectoryObject", address)
+        return address
+
+    def add_symbolic_link(self, name: str, target: str, parent: int) -> int:
+        """A symbolic link in a directory; returns its address."""
+        address = self.allocate_object("SymbolicLink", "_OBJECT_SYMBOLIC_LINK", name=name)
+        self.write_unicode_string(address + self.types.offset("_OBJECT_SYMBOLIC_LINK", "LinkTarget"), target)
+        self.enter(parent, address)
+        return address
+
+    def enter(self, directory: int, body: int, bucket: int = 5) -> int:
+        """Put an object first in a bucket of a directory; returns the entry's address."""
+        path = f"HashBuckets[{bucket}]"
+        first = self.read_field("_OBJECT_DIRECTORY", directory, path)
+        entry = self.allocate_struct("_OBJECT_DIRECTORY_ENTRY", {"ChainLink": first, "Object": body})
+        self.write_struct("_OBJECT_DIRECTORY", directory, {path: entry})
+        return entry
 
     def _handle_levels(self, pages: Mapping[int, int], level: int) -> int:
         for _ in range(level):

@@ -135,7 +135,22 @@ def test_json_errors_leave_standard_output_empty(tmp_path: Path) -> None:
 
 
 def test_help_has_examples_for_every_verb() -> None:
-    verbs = ["info", "ps", "threads", "modules", "drivers", "vads", "pte", "read", "trace", "stack", "minint", "demo"]
+    verbs = [
+        "info",
+        "ps",
+        "threads",
+        "modules",
+        "drivers",
+        "vads",
+        "handles",
+        "objects",
+        "pte",
+        "read",
+        "trace",
+        "stack",
+        "minint",
+        "demo",
+    ]
     for verb in verbs:
         done = coldframe(verb, "--help")
         assert done.returncode == 0

@@ -103,3 +103,47 @@ def test_handles_name_the_files_that_notepad_writes(frozen):
     files = [name for pid, _, kind, name in frozen.live["handles"] if pid == notepad and kind == "File"]
     assert files
     assert all(name.startswith("\\Users\\minint\\Documents\\notes-") for name in files)
+
+
+def test_every_process_of_a_dump_is_on_the_list_and_in_the_cid_table(frozen):
+    guest = Guest.open(open_image(frozen.raw).physical, frozen.store)
+    listed = {pid for pid, *_ in frozen.live["processes"]} - frozen.ended
+    assert {s.process.pid for s in guest.sightings if s.found_by == ("list", "cid table")} >= listed
+    assert not guest.warnings
+
+
+def test_a_process_unlinked_in_a_dump_is_found_in_the_cid_table(frozen):
+    image = open_image(frozen.raw)
+    guest = Guest.open(image.physical, frozen.store)
+    links = guest.process("smss.exe").eprocess.struct("ActiveProcessLinks")
+    after, before = links.integer("Flink"), links.integer("Blink")
+    offsets = guest.types.record("_LIST_ENTRY").fields
+    patches = {before + offsets["Flink"].offset: after, after + offsets["Blink"].offset: before}
+    places = [(guest.memory.translate(address), value) for address, value in patches.items()]
+    with frozen.raw.open("r+b") as file:
+        kept = []
+        for place, value in places:
+            file.seek(place)
+            kept.append(file.read(8))
+            file.seek(place)
+            file.write(value.to_bytes(8, "little"))
+        file.flush()
+        try:
+            guest = Guest.open(open_image(frozen.raw).physical, frozen.store)
+            assert "smss.exe" not in {process.name for process in guest.processes}
+            assert [s.found_by for s in guest.sightings if s.process.name == "smss.exe"] == [("cid table",)]
+        finally:
+            for (place, _), old in zip(places, kept, strict=True):
+                file.seek(place)
+                file.write(old)
+
+
+def test_the_object_directory_of_a_dump_has_what_the_kernel_made(frozen):
+    guest = Guest.open(open_image(frozen.raw).physical, frozen.store)
+    found = {entry.path: entry.type for entry in guest.objects.directory()}
+    assert found["\\Device"] == "Directory"
+    assert found["\\ObjectTypes\\File"] == "Type"
+    assert found["\\FileSystem\\Ntfs"] == "Driver"
+    assert {entry.path for entry in guest.objects.directory("\\device")} == {
+        path for path in found if path.startswith("\\Device\\")
+    }

@@ -19,6 +19,9 @@ Row = Mapping[str, Value]
 OnlyPid = Annotated[
     int | None, typer.Option("--pid", "-p", metavar="N", help="Only this process (default: all).", min=0)
 ]
+Everywhere = Annotated[
+    bool, typer.Option("--all", "-a", help="Also unlinked and exited ones that the list lacks; says what found each.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,19 +45,21 @@ def info(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None:
         print_facts(facts)
 
 
-def ps(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None:
+def ps(target: Target, symbols: SymbolPaths, everywhere: Everywhere = False, as_json: Json = False) -> None:
     """Processes, in the order of the kernel's list.
 
     \b
     coldframe ps win10.qmp
     coldframe ps memory.dmp --json | jq -r '.[].name'
+    coldframe ps memory.dmp --all
     """
+    columns = ("pid", "ppid", "name", "eprocess", "dtb", "user_dtb", "wow64", "created", "exited")
     with open_target(target, symbols=symbols) as guest:
-        print_rows(
-            (_process_row(process) for process in guest.processes),
-            as_json=as_json,
-            columns=("pid", "ppid", "name", "eprocess", "dtb", "user_dtb", "wow64", "created", "exited"),
-        )
+        if everywhere:
+            rows = ({**_process_row(seen.process), "found_by": ", ".join(seen.found_by)} for seen in guest.sightings)
+            print_rows(rows, as_json=as_json, columns=(*columns, "found_by"))
+        else:
+            print_rows((_process_row(process) for process in guest.processes), as_json=as_json, columns=columns)
 
 
 def threads(target: Target, symbols: SymbolPaths, pid: OnlyPid = None, as_json: Json = False) -> None:

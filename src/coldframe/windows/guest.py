@@ -36,6 +36,7 @@ from coldframe.windows.module import (
 from coldframe.windows.pagingfile import PagingFile, PagingFiles
 from coldframe.windows.process import Process, Thread
 from coldframe.windows.section import Sections
+from coldframe.windows.sightings import Sighting, sightings
 from coldframe.windows.typed import Struct, TypedMemory
 
 _Kept = TypeVar("_Kept")
@@ -250,6 +251,11 @@ class Guest:
         entries = self.list_entries(head, "_EPROCESS", "ActiveProcessLinks")
         for eprocess, _ in zip(entries, range(_MOST_PROCESSES), strict=False):
             yield Process(self, eprocess)
+
+    @property
+    def sightings(self) -> Sequence[Sighting]:
+        """All processes, also exited and unlinked ones that the list lacks; each says what found it."""
+        return self.once("sightings", lambda: sightings(self))
 
     def process(self, which: str | int) -> Process:
         """The process of that pid or name (case apart); raises `NotFoundError`, also when a name is not unique."""

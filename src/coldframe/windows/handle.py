@@ -10,6 +10,7 @@ from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.symbols.model import BitField
 from coldframe.windows.kernel import KERNEL_HALF
+from coldframe.windows.objectdirectory import ROOT, NamedObject, namespace
 from coldframe.windows.typed import Struct, first_field
 
 if TYPE_CHECKING:
@@ -57,8 +58,15 @@ class Objects:
         header = self._guest.struct("_OBJECT_HEADER", address)
         kind = self.type_name(header)
         body = address + self._body
-        name = self._guest.sections.file_name(body) if kind == "File" else self._name(header)
+        name = self._guest.sections.file_name(body) if kind == "File" else self.own_name(header)
         return Object(self._guest, address, body, kind, name)
+
+    def directory(self, path: str = ROOT) -> Iterator[NamedObject]:
+        r"""The objects below `path` (`\Device`, case apart) in the object manager's namespace, each folder's by name.
+
+        Raises `NotFoundError` with near names; a path that leads to no directory gives that object alone.
+        """
+        return namespace(self._guest, path)
 
     def type_name(self, header: Struct) -> str:
         """The name of the object's type (`File`, `Process`); "" where the header names none that exists."""
@@ -88,7 +96,8 @@ class Objects:
             return index
         return index ^ self._guest.memory.u8(cookie) ^ header.address >> 8 & 0xFF
 
-    def _name(self, header: Struct) -> str | None:
+    def own_name(self, header: Struct) -> str | None:
+        """The name in the object's header, as its directory has it; None where it has none, or it is not in RAM."""
         try:
             address = self._name_info(header)
             if address is None:
@@ -127,22 +136,34 @@ class HandleTable:
         self._pointers = PAGE_SIZE // guest.types.pointer_size
 
     def __iter__(self) -> Iterator[Handle]:
+        for value, entry in self.entries():
+            found = self._decode(value, entry)
+            if found is not None:
+                yield found
+
+    def entries(self) -> Iterator[tuple[int, Struct]]:
+        """Each handle's value and its `_HANDLE_TABLE_ENTRY`, free ones too; no page is walked twice.
+
+        What cannot be read is left out and noted among the guest's warnings.
+        """
         end = min(self._table.integer("NextHandleNeedingPool"), _LARGEST_HANDLE)
         code = self._table.integer("TableCode")
         capacity = self._entries * self._pointers ** (code & _LEVELS if code & _LEVELS < _LEVELS else 0)
-        per_page = self._entries * _STEP
-        value = 0
-        while value < min(end, capacity * _STEP):
+        seen: set[int] = set()
+        for first in range(0, min(end, capacity * _STEP), self._entries * _STEP):
             try:
-                entry = self._entry_address(value, code)
-                found = self._decode(value, entry) if entry else None
+                page = self._entry_address(first, code)
+                if not page or page in seen:
+                    continue
+                seen.add(page)
+                used = self._guest.memory.read(page, self._entries * self._entry_size)
             except UnreadableMemoryError as error:
                 self._guest.warn(f"handles of the table at {self._table.address:#x}: {error}")
-                value += per_page - value % per_page
                 continue
-            if found is not None:
-                yield found
-            value += _STEP
+            for index in range(1, self._entries):  # the first of each page holds no handle
+                value, offset = first + index * _STEP, index * self._entry_size
+                if value < end and any(used[offset : offset + self._entry_size]):
+                    yield value, self._guest.struct("_HANDLE_TABLE_ENTRY", page + offset)
 
     def find(self, value: int) -> Handle | None:
         """The handle with that value, or None; raises `UnreadableMemoryError` where the table is not in RAM."""
@@ -150,7 +171,9 @@ class HandleTable:
         if not 0 < value < min(self._table.integer("NextHandleNeedingPool"), _LARGEST_HANDLE):
             return None
         entry = self._entry_address(value, self._table.integer("TableCode"))
-        return self._decode(value, entry) if entry else None
+        if not entry or not value // _STEP % self._entries:  # the first of each page holds no handle
+            return None
+        return self._decode(value, self._guest.struct("_HANDLE_TABLE_ENTRY", entry))
 
     def _entry_address(self, value: int, code: int) -> int:
         """Where the entry of handle `value` is; 0 where the table has no page for it."""
@@ -168,12 +191,9 @@ class HandleTable:
                 return 0
         return table + index * self._entry_size if index < self._entries else 0
 
-    def _decode(self, value: int, address: int) -> Handle | None:
-        """The handle in an entry; None for a free one, and for the first of each page, which holds no handle."""
-        if not value // _STEP % self._entries:
-            return None
-        entry = self._guest.struct("_HANDLE_TABLE_ENTRY", address)
-        header = self._object_header(entry)
+    def _decode(self, value: int, entry: Struct) -> Handle | None:
+        """The handle in an entry; None for a free one."""
+        header = self.pointer_of(entry)
         if header < KERNEL_HALF:
             return None
         access = entry.integer(
@@ -185,8 +205,11 @@ class HandleTable:
             found = Object(self._guest, header, header + self._guest.types.offset("_OBJECT_HEADER", "Body"), "", None)
         return Handle(value, found, access)
 
-    def _object_header(self, entry: Struct) -> int:
-        """The address in an entry: bits of a 48-bit address (8 and later), or a pointer with three flags (before)."""
+    def pointer_of(self, entry: Struct) -> int:
+        """The address in an entry: bits of a 48-bit address (8 and later), or a pointer with three flags (before).
+
+        That of an object's header; in nt!PspCidTable, of the body.
+        """
         if not entry.has("ObjectPointerBits"):
             return entry.integer("Object") & ~7
         bits = entry.integer("ObjectPointerBits")

@@ -1,0 +1,84 @@
+"""Processes that the kernel's list lacks, found beside it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+EXITED = 0x01D6_1B70_0000_0000
+
+
+def seen(guest):
+    return {s.process.pid: s.found_by for s in guest.sightings}
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_an_unlinked_process_is_found_by_its_identifier(built, level):
+    built.image.set_cid_table(level)
+    built.image.unlink(built.smss)
+    guest = built.open()
+    assert 368 not in {process.pid for process in guest.processes}
+    assert seen(guest) == {
+        4: ("list", "cid table"),
+        812: ("list", "cid table"),
+        816: ("list", "cid table"),
+        368: ("cid table",),
+    }
+    found = guest.sightings[-1].process
+    assert (found.name, found.eprocess.address, found.dtb) == ("smss.exe", built.smss.address, built.smss.dtb)
+
+
+def test_an_exited_process_that_left_the_list_is_found_and_says_when_it_ended(built):
+    image = built.image
+    image.set_cid_table()
+    image.unlink(built.other)
+    exit_time = built.other.address + image.types.offset("_EPROCESS", "ExitTime")
+    image.write(exit_time, EXITED.to_bytes(8, "little"))
+    image.write_struct("_EPROCESS", built.other.address, {"Pcb.DirectoryTableBase": 0})
+    found = built.open().sightings[-1]
+    assert found.process.pid == 816
+    assert found.process.exited is not None
+    assert found.found_by == ("cid table",)
+
+
+def test_a_process_that_left_the_cid_table_is_found_by_the_list(built):
+    built.image.set_cid_table()
+    built.add_process("late.exe", 900, 4)
+    assert seen(built.open())[900] == ("list",)
+
+
+def test_a_looping_cid_table_ends(built):
+    """Three levels, every pointer of the upper ones leading to the same page, or back to the table itself."""
+    image = built.image
+    table = image.set_cid_table(level=2)
+    top = image.read_field("_HANDLE_TABLE", table, "TableCode") & ~3
+    middle = int.from_bytes(image.read(top, 8), "little")
+    leaf = image.read(middle, 8)
+    image.write(middle, leaf * 512)
+    image.write(top, middle.to_bytes(8, "little") * 256 + top.to_bytes(8, "little") * 256)
+    image.write_struct("_HANDLE_TABLE", table, {"NextHandleNeedingPool": 0xFFFFFFFC})
+    image.unlink(built.smss)
+    guest = built.open()
+    start = time.monotonic()
+    assert seen(guest)[368] == ("cid table",)
+    assert len(guest.sightings) == 4
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("code", [0, 3, 0xFFFFBEEF_00000001, 0x1000])
+def test_a_cid_table_that_is_damaged_leaves_the_list(built, code):
+    table = built.image.set_cid_table()
+    built.image.write_struct("_HANDLE_TABLE", table, {"TableCode": code})
+    assert seen(built.open()) == {4: ("list",), 368: ("list",), 812: ("list",), 816: ("list",)}
+
+
+def test_what_is_no_process_is_left_out(built):
+    """A thread, an identifier that is not the process's own, an unlinked one without page tables."""
+    image = built.image
+    image.unlink(built.smss)
+    image.unlink(built.other)
+    image.write_struct("_EPROCESS", built.other.address, {"Pcb.DirectoryTableBase": 0xFFFF_FFFF_F000})
+    image.set_cid_table()
+    image.write_struct("_EPROCESS", built.smss.address, {"UniqueProcessId": 372})
+    assert set(seen(built.open())) == {4, 812}
