@@ -13,6 +13,7 @@ from coldframe.symbols.model import PdbIdentity, SymbolFile
 from coldframe.windows import Guest
 
 KERNELS = kernel_files()
+NO_TYPES = "no kernel types: ../shared/symbols is absent"
 
 
 class OneKernel:
@@ -54,7 +55,8 @@ class Built:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kernel_path" in metafunc.fixturenames:
-        metafunc.parametrize("kernel_path", KERNELS or [None], ids=[path.name[:8] for path in KERNELS] or ["none"])
+        absent = pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_TYPES))
+        metafunc.parametrize("kernel_path", [pytest.param(p, id=p.name[:8]) for p in KERNELS] or [absent])
 
 
 @pytest.fixture
@@ -63,9 +65,7 @@ def kernel_path(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def built(kernel_path: Path | None) -> Built:
-    if kernel_path is None:
-        pytest.skip("no kernel types: ../shared/symbols is absent")
+def built(kernel_path: Path) -> Built:
     if kernel(kernel_path).types.pointer_size != 8:
         pytest.skip("a 32-bit kernel")
     return Built(kernel_path)
@@ -74,5 +74,5 @@ def built(kernel_path: Path | None) -> Built:
 @pytest.fixture
 def newest() -> Path:
     if not KERNELS:
-        pytest.skip("no kernel types: ../shared/symbols is absent")
+        pytest.skip(NO_TYPES)
     return KERNELS[0]

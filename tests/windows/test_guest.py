@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import Built
 
 from coldframe.errors import CapabilityError, NotFoundError, SymbolNotFoundError
 
@@ -165,8 +166,6 @@ def test_paging_files_and_the_stores_number(built):
 
 
 def test_the_swizzle_mask_is_found_wherever_this_build_keeps_it(kernel_path):
-    from conftest import Built
-
     built = Built(kernel_path, invalid_pte_mask=1 << 38)
     assert built.open().invalid_pte_mask == 1 << 38
 

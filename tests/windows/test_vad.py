@@ -6,7 +6,7 @@ import random
 import struct
 
 import pytest
-from conftest import Built
+from conftest import KERNELS, Built
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,8 +132,6 @@ def test_a_damaged_tree_ends_the_walk_and_nothing_else(one, damage):
 
 @pytest.fixture(scope="module")
 def one():
-    from conftest import KERNELS
-
     if not KERNELS:
         pytest.skip("no kernel types: ../shared/symbols is absent")
     built = Built(KERNELS[0])
