@@ -9,8 +9,8 @@ import pytest
 EXITED = 0x01D6_1B70_0000_0000
 
 
-def seen(guest):
-    return {s.process.pid: s.found_by for s in guest.sightings}
+def seen(guest, **how):
+    return {s.process.pid: s.found_by for s in guest.sightings(**how)}
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -25,7 +25,7 @@ def test_an_unlinked_process_is_found_by_its_identifier(built, level):
         816: ("list", "cid table"),
         368: ("cid table",),
     }
-    found = guest.sightings[-1].process
+    found = guest.sightings()[-1].process
     assert (found.name, found.eprocess.address, found.dtb) == ("smss.exe", built.smss.address, built.smss.dtb)
 
 
@@ -36,7 +36,7 @@ def test_an_exited_process_that_left_the_list_is_found_and_says_when_it_ended(bu
     exit_time = built.other.address + image.types.offset("_EPROCESS", "ExitTime")
     image.write(exit_time, EXITED.to_bytes(8, "little"))
     image.write_struct("_EPROCESS", built.other.address, {"Pcb.DirectoryTableBase": 0})
-    found = built.open().sightings[-1]
+    found = built.open().sightings()[-1]
     assert found.process.pid == 816
     assert found.process.exited is not None
     assert found.found_by == ("cid table",)
@@ -62,7 +62,7 @@ def test_a_looping_cid_table_ends(built):
     guest = built.open()
     start = time.monotonic()
     assert seen(guest)[368] == ("cid table",)
-    assert len(guest.sightings) == 4
+    assert len(guest.sightings()) == 4
     assert time.monotonic() - start < 10
 
 
@@ -82,3 +82,19 @@ def test_what_is_no_process_is_left_out(built):
     image.set_cid_table()
     image.write_struct("_EPROCESS", built.smss.address, {"UniqueProcessId": 372})
     assert set(seen(built.open())) == {4, 812}
+
+
+def test_a_process_that_is_in_no_table_is_found_by_a_scan(built):
+    """Unlinked, without an identifier; on neither of two pages that say they are the same one."""
+    image = built.image
+    head = image.types.offset("_EPROCESS", "Pcb.ProfileListHead")
+    for process in (image.system, built.smss, built.notepad, built.other):
+        at = process.address + head
+        image.write_struct("_LIST_ENTRY", at, {"Flink": at, "Blink": at})
+        image.write_struct("_EPROCESS", process.address, {"Pcb.Header.Type": 3})
+    image.write_struct("_EPROCESS", built.other.address, {"Pcb.Header.Type": 5})
+    image.unlink(built.smss)
+    image.allocate_page(image.read(built.smss.address & ~0xFFF, 0x1000))
+    guest = built.open()
+    assert seen(guest, scan=True) == {4: ("list", "scan"), 812: ("list", "scan"), 816: ("list",), 368: ("scan",)}
+    assert 368 not in seen(guest)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coldframe.cli.options import Json, SymbolPaths, Target
-from coldframe.cli.render import Address, Value, print_facts, print_json, print_rows
+from coldframe.cli.render import Address, Value, err, print_facts, print_json, print_rows, printable
 from coldframe.target import open_target
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ OnlyPid = Annotated[
 Everywhere = Annotated[
     bool, typer.Option("--all", "-a", help="Also unlinked and exited ones that the list lacks; says what found each.")
 ]
+Scan = Annotated[bool, typer.Option("--scan", help="As --all, and search all RAM for them: about 1 s a gigabyte.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,19 +46,24 @@ def info(target: Target, symbols: SymbolPaths, as_json: Json = False) -> None:
         print_facts(facts)
 
 
-def ps(target: Target, symbols: SymbolPaths, everywhere: Everywhere = False, as_json: Json = False) -> None:
+def ps(
+    target: Target, symbols: SymbolPaths, everywhere: Everywhere = False, scan: Scan = False, as_json: Json = False
+) -> None:
     """Processes, in the order of the kernel's list.
 
     \b
     coldframe ps win10.qmp
     coldframe ps memory.dmp --json | jq -r '.[].name'
-    coldframe ps memory.dmp --all
+    coldframe ps memory.dmp --all --scan
     """
     columns = ("pid", "ppid", "name", "eprocess", "dtb", "user_dtb", "wow64", "created", "exited")
     with open_target(target, symbols=symbols) as guest:
-        if everywhere:
-            rows = ({**_process_row(seen.process), "found_by": ", ".join(seen.found_by)} for seen in guest.sightings)
+        if everywhere or scan:
+            found = guest.sightings(scan=scan)
+            rows = ({**_process_row(seen.process), "found_by": ", ".join(seen.found_by)} for seen in found)
             print_rows(rows, as_json=as_json, columns=(*columns, "found_by"))
+            for warning in guest.warnings:
+                err.print(f"[yellow]{printable(warning)}[/yellow]")
         else:
             print_rows((_process_row(process) for process in guest.processes), as_json=as_json, columns=columns)
 

@@ -252,10 +252,12 @@ class Guest:
         for eprocess, _ in zip(entries, range(_MOST_PROCESSES), strict=False):
             yield Process(self, eprocess)
 
-    @property
-    def sightings(self) -> Sequence[Sighting]:
-        """All processes, also exited and unlinked ones that the list lacks; each says what found it."""
-        return self.once("sightings", lambda: sightings(self))
+    def sightings(self, *, scan: bool = False) -> Sequence[Sighting]:
+        """All processes, also exited and unlinked ones that the list lacks; each says what found it.
+
+        Beside the list there are nt!PspCidTable and, with `scan`, all of RAM.
+        """
+        return self.once(("sightings", scan), lambda: sightings(self, scan=scan))
 
     def process(self, which: str | int) -> Process:
         """The process of that pid or name (case apart); raises `NotFoundError`, also when a name is not unique."""

@@ -1,7 +1,8 @@
-"""Processes from more than one place in the kernel: what the list of active processes lacks is found beside it.
+"""Processes from more than one place: what the kernel's list of active processes lacks is found beside it.
 
 A process that was unlinked from nt!PsActiveProcessHead, or that has exited and left it, still has its identifier in
-nt!PspCidTable (a handle table whose entries point at the bodies of processes and threads) until its object goes.
+nt!PspCidTable (a handle table whose entries point at the bodies of processes and threads) until its object goes. Its
+`_EPROCESS` stays in RAM even longer, until the pool is used again: a scan finds it there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from coldframe.errors import UnreadableMemoryError
+from coldframe.memory import PAGE_SIZE
+from coldframe.symbols.model import Enum
 from coldframe.windows.handle import HandleTable
 from coldframe.windows.kernel import KERNEL_HALF
 from coldframe.windows.process import Process
@@ -20,22 +25,30 @@ if TYPE_CHECKING:
 
 LIST = "list"
 CID_TABLE = "cid table"
+SCAN = "scan"
+
+_CHUNK = 16 << 20
+_ALIGNMENT = 16  # of the pool's blocks on 64-bit Windows (wdm.h, ExAllocatePoolWithTag)
+_PROCESS_OBJECT = 3  # KOBJECTS, for kernels whose types leave it out
+_LARGEST_PID = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A process, and the places that it was found in: `list`, `cid table`."""
+    """A process, and the places that it was found in: `list`, `cid table`, `scan`."""
 
     process: Process
     found_by: tuple[str, ...]
 
 
-def sightings(guest: Guest) -> tuple[Sighting, ...]:
-    """Every process of every source: the list's in its order, then the others by pid."""
+def sightings(guest: Guest, *, scan: bool = False) -> tuple[Sighting, ...]:
+    """Every process of every source: the list's in its order, then the others by pid; see `Guest.sightings`."""
     found: dict[Process, list[str]] = {process: [LIST] for process in guest.processes}
     listed = len(found)
     for process in cid_processes(guest):
         found.setdefault(process, []).append(CID_TABLE)
+    for process in scanned_processes(guest) if scan else ():
+        found.setdefault(process, []).append(SCAN)
     ordered = list(found)
     ordered[listed:] = sorted(ordered[listed:], key=lambda process: process.pid)
     return tuple(Sighting(process, tuple(found[process])) for process in ordered)
@@ -61,8 +74,44 @@ def cid_processes(guest: Guest) -> Iterator[Process]:
         guest.warn(f"nt!PspCidTable: {error}")
 
 
-def _process(guest: Guest, body: int, pid: int) -> Process | None:
-    """The process at `body`, if what is there is one: threads share the table."""
+def scanned_processes(guest: Guest) -> Iterator[Process]:
+    """The processes whose `_EPROCESS` lies in RAM where the kernel's page tables reach it, by physical address.
+
+    Found by `Pcb.ProfileListHead`, an empty list (it points at itself) unless the process is being profiled: so the
+    virtual address is known, and has to lead back to the same byte of RAM. Reads all RAM, about a second a gigabyte.
+    """
+    head = guest.types.offset("_EPROCESS", "Pcb.ProfileListHead")
+    seen: set[int] = set()
+    for physical, address in _empty_lists(guest, head % _ALIGNMENT):
+        body = address - head
+        if body in seen or guest.resolver.translate(guest.dtb, address) != physical:
+            continue
+        seen.add(body)
+        process = _process(guest, body)
+        if process is not None:
+            yield process
+
+
+def _empty_lists(guest: Guest, start: int) -> Iterator[tuple[int, int]]:
+    """Physical and virtual address of each `_LIST_ENTRY` of the kernel that points at itself, at `start` modulo 16."""
+    for run in guest.physical.runs:
+        for at in range(run.start + start, run.end - _ALIGNMENT + 1, _CHUNK):
+            size = min(_CHUNK, run.end - at) // _ALIGNMENT * _ALIGNMENT
+            try:
+                links = guest.physical.view(at, size).view("<u8").reshape(-1, 2)
+            except UnreadableMemoryError as error:
+                guest.warn(f"scan for processes: {error}")
+                continue
+            flinks = links[:, 0]
+            places = np.flatnonzero((flinks == links[:, 1]) & (flinks >= KERNEL_HALF))
+            found = [(at + int(place) * _ALIGNMENT, int(flinks[place])) for place in places]
+            for physical, address in found:
+                if not (physical ^ address) % PAGE_SIZE:
+                    yield physical, address
+
+
+def _process(guest: Guest, body: int, pid: int | None = None) -> Process | None:
+    """The process at `body`, if what is there is one (that with `pid`): its object header says so."""
     if body < KERNEL_HALF:
         return None
     try:
@@ -70,9 +119,18 @@ def _process(guest: Guest, body: int, pid: int) -> Process | None:
         if guest.objects.type_name(header) != "Process":
             return None
         process = Process(guest, guest.struct("_EPROCESS", body))
-        return process if process.pid == pid and is_plausible(process) else None
+        if pid is None and not (_is_dispatched_as_process(process) and 0 < process.pid < _LARGEST_PID):
+            return None
+        return process if pid in (None, process.pid) and is_plausible(process) else None
     except UnreadableMemoryError:
         return None
+
+
+def _is_dispatched_as_process(process: Process) -> bool:
+    """Whether the dispatcher header says "process", as waits on it rely on."""
+    kinds = process.guest.types.find("_KOBJECTS")
+    wanted = kinds.constants.get("ProcessObject", _PROCESS_OBJECT) if isinstance(kinds, Enum) else _PROCESS_OBJECT
+    return process.eprocess.integer("Pcb.Header.Type") & 0x7F == wanted  # the upper bit is a lock
 
 
 def is_plausible(process: Process) -> bool:
@@ -84,6 +142,4 @@ def is_plausible(process: Process) -> bool:
     threads = process.eprocess.struct("ThreadListHead")
     if threads.integer("Flink") < KERNEL_HALF or threads.integer("Blink") < KERNEL_HALF:
         return False
-    return not process.alive or any(
-        run.start <= process.dtb < run.start + run.size for run in process.guest.physical.runs
-    )
+    return not process.alive or process.dtb in process.guest.physical
