@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from bare import BareGuest, StartsGuests
 
 from coldframe.qemu import VirtualMachine
+from qemu.bare import BareGuest, StartsGuests
 
 TRACER = """
 import sys
@@ -83,6 +83,27 @@ def test_a_kill_of_the_process_group_does_not_reach_the_guardian(start: StartsGu
     process = tracer(guest, "tick", group=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert guest.goes_on(within=1.0)
+
+
+def test_a_kill_between_the_end_of_the_stub_and_the_guests_going_on(start: StartsGuests) -> None:
+    guest = start(2)
+    script = """
+import os, sys, time
+from coldframe.qemu import VirtualMachine
+vm = VirtualMachine.attach(sys.argv[1])
+vm.insert_breakpoint(int(sys.argv[2], 16))
+vm.run_until_stop()
+ask = vm._monitor.monitor
+def die_after(line):
+    ask(line)
+    time.sleep(0.2)
+    os.kill(os.getpid(), 9)
+vm._monitor.monitor = die_after
+vm.close()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script, guest.qmp, hex(guest.function("tick"))])
+    assert process.wait(30) == -signal.SIGKILL
     assert guest.goes_on(within=1.0)
 
 

@@ -20,14 +20,15 @@ import pytest
 
 from coldframe.minint import Minint, start
 from coldframe.target import attach
-from reliability.tracing import FUNCTION, start_trace, status, unsound_writes, wait_for_guardian
+from reliability.tracing import FUNCTION, guardians, start_trace, status, unsound_writes, wait_for_guardian
 
 pytestmark = pytest.mark.minint
 
 KILLS = int(os.environ.get("COLDFRAME_KILLS", "6"))
 BATCH = 20  # kills of one guest: its NTFS does not let files grow for ever
 BATCHES = range((KILLS + BATCH - 1) // BATCH)
-SOON = 1.0
+SOON = 1.0  # seconds, as a rule; a machine that is overbooked may starve one of many
+PATIENCE = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,23 @@ def sound_minint() -> Iterator[Minint]:
         assert unsound_writes(machine.events) == []
 
 
-def goes_on(machine: Minint, since: float, calls: int = 8) -> float:
-    """Seconds from `since` until the guest writes again; it must be soon, and the guest must keep running."""
+def goes_on(machine: Minint, process: int, since: float, calls: int = 8) -> float:
+    """Seconds from `since` until all is cleaned up after `process`; then the guest must write, and keep running."""
+    took = none_since = 0.0
+    while not none_since or time.monotonic() - none_since < 0.1:  # one that is being started may be missed once
+        assert time.monotonic() - since < PATIENCE, "the guardian is still there"
+        if guardians(process):
+            none_since = 0.0
+        elif not none_since:
+            none_since = time.monotonic()
+            took = none_since - since
+        time.sleep(0.005)
     list(machine.new_events())
-    machine.wait_for("write", timeout=SOON)
-    took = time.monotonic() - since
-    for _ in range(calls):  # two calls of the function by each thread: a breakpoint that is left would stop one
-        machine.wait_for("write", timeout=5)
+    assert status(machine) == "running"
+    for _ in range(
+        calls
+    ):  # eight are two calls of the function by each thread: a breakpoint that is left would stop one
+        machine.wait_for("write", timeout=PATIENCE)
         assert status(machine) == "running"
     return took
 
@@ -90,7 +101,7 @@ def usual_start(machine: Minint) -> float:
     took = time.monotonic() - began
     process.kill()
     process.communicate()
-    goes_on(machine, time.monotonic())
+    goes_on(machine, process.pid, time.monotonic())
     return took
 
 
@@ -115,7 +126,7 @@ def test_kills_at_random_moments(batch: int, record_property: Callable[[str, obj
             returncode, events, said = end_of(process)
             assert returncode == -signal.SIGKILL
             reached["tracing" if events else "attached" if said or number % 2 else "before"] += 1
-            took.append(goes_on(machine, killed))
+            took.append(goes_on(machine, process.pid, killed))
             nothing_is_left(machine)
         list(machine.new_events())
         record_property("reached", dict(reached))
@@ -124,9 +135,10 @@ def test_kills_at_random_moments(batch: int, record_property: Callable[[str, obj
 
 
 def tell(took: list[float], record_property: Callable[[str, object], None]) -> None:
-    """Put into the report how soon the guest wrote on."""
+    """Put into the report how soon everything was cleaned up and the guest ran on; as a rule it must be soon."""
+    assert statistics.median(took) < SOON
     record_property("kills", len(took))
-    record_property("wrote on after", f"median {statistics.median(took):.3f} s, at most {max(took):.3f} s")
+    record_property("cleaned up after", f"median {statistics.median(took):.3f} s, at most {max(took):.3f} s")
 
 
 @pytest.mark.soak
@@ -155,7 +167,7 @@ def test_kills_while_attaching(batch: int, record_property: Callable[[str, objec
             os.kill(child, signal.SIGKILL)
             killed = time.monotonic()
             os.waitpid(child, 0)
-            took.append(goes_on(machine, killed, calls=4))
+            took.append(goes_on(machine, child, killed, calls=4))
         nothing_is_left(machine)
     tell(took, record_property)
 
@@ -173,7 +185,7 @@ def test_signals_in_mid_trace(machine: Minint, number: signal.Signals) -> None:
     assert not [line for line in said if "Traceback" in line or "Error" in line]
     if number == signal.SIGINT:
         assert [line for line in said if "Ctrl-C" in line and "guest runs on" in line]
-    goes_on(machine, sent)
+    goes_on(machine, process.pid, sent)
     nothing_is_left(machine)
 
 
@@ -189,7 +201,7 @@ def test_ctrl_c_while_attaching_is_one_line(machine: Minint, seconds: float) -> 
     assert returncode in (0, 130, -signal.SIGINT), said
     assert not [line for line in said if "Traceback" in line], said
     assert len(said) <= 3
-    goes_on(machine, sent)
+    goes_on(machine, process.pid, sent)
 
 
 def test_a_guest_that_ends_in_mid_trace_is_one_line() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from coldframe.minint import Minint
@@ -47,6 +48,17 @@ def wait_for_guardian(process: subprocess.Popen[bytes], seconds: float = 60) -> 
             if b"guardian.py" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return
         time.sleep(0.001)
+
+
+def guardians(process: int) -> list[int]:
+    """Process ids of the guardians that look after the process of that id, which may be gone."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if len(words) > 7 and words[3].endswith(b"guardian.py") and words[7] == b"%d" % process:
+                found.append(int(folder.name))
+    return found
 
 
 def status(machine: Minint) -> str:

@@ -28,7 +28,7 @@ def packet(payload: bytes) -> bytes:
     return b"$%b#%02x" % (payload, sum(payload) & 0xFF)
 
 
-def wait_for_end(control: int, gdb: int, parent: int, qemu: int) -> set[bytes] | None:
+def wait_for_end(control: int, qmp: int, parent: int, qemu: int) -> set[bytes] | None:
     """Wait until coldframe is gone and return the breakpoints it left; None when there is nothing to do."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -41,9 +41,8 @@ def wait_for_end(control: int, gdb: int, parent: int, qemu: int) -> set[bytes] |
             except OSError:  # QEMU may be in another PID namespace, or gone: the socket will tell
                 pass
     orphaned = os.getppid() != parent  # coldframe died while this was starting
-    with contextlib.suppress(OSError):
-        socket.socket(fileno=os.dup(gdb)).getpeername()
-        poll.register(gdb, 0)  # hang-up alone
+    if qmp >= 0:  # not the gdbstub's socket: coldframe may close the gdbstub and die before it lets the guest run
+        poll.register(qmp, 0)  # hang-up alone
     breakpoints: set[bytes] = set()
     pending = b""
     while True:
@@ -60,7 +59,7 @@ def wait_for_end(control: int, gdb: int, parent: int, qemu: int) -> set[bytes] |
                     breakpoints.add(line[1:])
                 else:
                     breakpoints.discard(line[1:])
-        elif watched.get(qemu) in ready or gdb in ready:
+        elif watched.get(qemu) in ready or qmp in ready:
             return None  # QEMU has ended
         elif ready or orphaned:
             return breakpoints  # coldframe has ended; a child that it forked keeps the pipe open
@@ -140,7 +139,7 @@ def main() -> None:
     control, gdb, qmp, parent, qemu = map(int, sys.argv[1:6])
     was_running, close = sys.argv[6] == "was-running", sys.argv[7] == "close-stub"
     domain = sys.argv[8]
-    breakpoints = wait_for_end(control, gdb, parent, qemu)
+    breakpoints = wait_for_end(control, qmp, parent, qemu)
     if breakpoints is None:
         return
     stub = socket.socket(fileno=gdb)
