@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import unicorn
-from programs import PAGE, Program, build
 from unicorn import x86_const as x86
 
 from builder import kernel, kernel_files
@@ -20,6 +19,7 @@ from coldframe.debug.unwind_info import REGISTERS
 from coldframe.windows import Guest
 from coldframe.windows.module import Module
 from coldframe.windows.pe import EXCEPTION, PeImage
+from debug.programs import PAGE, Program, build
 
 KERNEL_BASE, USER_BASE = 0xFFFFF801_55500000, 0x7FF6_44440000
 KERNEL_STACK, USER_STACK, STACK_SIZE = 0xFFFFA10F_00010000, 0x1A_00010000, 0x4000

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import unicorn
-from programs import Program, build
 from unicorn import x86_const as x86
 
 from coldframe.debug.prologue import follows_call, read_prologue, undo_prologue
 from coldframe.debug.unwind import unwind_epilogue, unwind_frame
 from coldframe.debug.unwind_info import REGISTERS, FunctionTable, Op
+from debug.programs import Program, build
 
 NONVOLATILE = ("rbx", "rbp", "rsi", "rdi", "r12", "r13", "r14", "r15")
 STACK, STACK_SIZE, SENTINEL = 0x7FFE0000, 0x40000, 0xDEAD0000

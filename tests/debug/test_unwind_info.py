@@ -9,13 +9,13 @@ import subprocess
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import PAGE, SparseMemory, build
-from test_unwind_execution import ASM, CHKSTK, C
 
 from coldframe.debug.epilogue import rest_of_epilogue
 from coldframe.debug.unwind import unwind_frame
 from coldframe.debug.unwind_info import REGISTERS, FunctionTable, Op, parse_unwind_info
 from coldframe.errors import FormatError, UnreadableMemoryError
+from debug.programs import PAGE, SparseMemory, build
+from debug.test_unwind_execution import ASM, CHKSTK, C
 
 BASE = 0xFFFFF80000000000
 CODE, INFO, PDATA = 0x1000, 0x2000, 0x3000

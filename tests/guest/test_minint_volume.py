@@ -7,9 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from test_disk import disk
 
 from coldframe.minint import start
+from guest.test_disk import disk
 
 
 @pytest.mark.minint

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Harness
+
+from guest.conftest import Harness
 
 Start = Callable[[Path], Harness]
 Make = Callable[..., Path]

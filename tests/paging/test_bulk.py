@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import bulk_difference, every_scene, row_of, scene
-from test_resolver import built, random_memory
 
 from builder import GB, MB, PAGE, ImageBuilder, pattern
 from builder.states import ListedVads
 from coldframe.errors import FormatError, UnreadableMemoryError
 from coldframe.paging import FORMATS, AddressSpace, BulkResolver, Resolver, State, VadPage, VadRange
 from coldframe.paging.intervals import overlaps, remainder
+from paging.scenes import bulk_difference, every_scene, row_of, scene
+from paging.test_resolver import built, random_memory
 
 
 def test_every_row_is_what_the_single_resolver_says():

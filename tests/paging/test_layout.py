@@ -8,13 +8,13 @@ import lzma
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scenes import KERNELS, types_of
 
 from builder import LAYOUTS, bit_field_types
 from builder.layouts import BitFieldTypes
 from coldframe.errors import FormatError, TypeNotFoundError
 from coldframe.paging import FORMATS, Bits, PoolAddresses, PteLayout, mask_from_physical_bits, unswizzle
 from coldframe.paging.resolver import Resolver
+from paging.scenes import KERNELS, types_of
 
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="no kernel types: ../shared/symbols is absent")
 

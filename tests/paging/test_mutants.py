@@ -12,12 +12,12 @@ import sys
 from types import ModuleType
 
 import pytest
-from scenes import KERNELS, differences, scene
 
 from coldframe.paging import layout as layout_module
 from coldframe.paging import resolver as resolver_module
 from coldframe.paging.layout import PteLayout
 from coldframe.paging.page import PagefileSlot, State
+from paging.scenes import KERNELS, differences, scene
 
 pytestmark = pytest.mark.skipif(not KERNELS, reason="no kernel types: ../shared/symbols is absent")
 

@@ -7,7 +7,6 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import KERNELS, types_of
 
 from builder import GB, MB, PAGE, ImageBuilder, bit_field_types, pattern
 from builder.states import ListedVads
@@ -15,6 +14,7 @@ from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PhysicalMemory, Run
 from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver, State, VadPage, Via
 from coldframe.paging.notes import ABSENT, ZERO
+from paging.scenes import KERNELS, types_of
 
 TYPES = {
     "4-level": "x64 7 RTM",

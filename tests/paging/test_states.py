@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from scenes import bulk_differences, differences, every_scene, scene
+
+from paging.scenes import bulk_differences, differences, every_scene, scene
 
 SCENES = every_scene()
 

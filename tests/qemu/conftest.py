@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bare import BareGuest, StartsGuests, wait_until_up
 
 from coldframe.qemu import VmConfig, launch
+from qemu.bare import BareGuest, StartsGuests, wait_until_up
 
 HERE = Path(__file__).parent
 

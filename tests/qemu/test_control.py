@@ -8,10 +8,10 @@ import time
 from collections import Counter
 
 import pytest
-from bare import BareGuest, StartsGuests, unfinished
 
 from coldframe.errors import CapabilityError, GuestGoneError, UsageError
 from coldframe.qemu import VirtualMachine
+from qemu.bare import BareGuest, StartsGuests, unfinished
 
 
 @pytest.mark.parametrize("vcpus", [1, 2, 4])

@@ -6,9 +6,9 @@ import os
 import time
 
 import pytest
-from bare import StartsGuests, unfinished
 
 from coldframe.errors import CapabilityError, ColdframeError
+from qemu.bare import StartsGuests, unfinished
 
 pytestmark = [
     pytest.mark.kvm,

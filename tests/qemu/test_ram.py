@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from bare import BareGuest, StartsGuests
 
 from coldframe.errors import CapabilityError, FormatError, UnreadableMemoryError
 from coldframe.qemu import RamRange, VirtualMachine, launch
 from coldframe.qemu.ram import parse_flat_view
+from qemu.bare import BareGuest, StartsGuests
 
 WAYS = {"mmap": "mmap of", "process": "process_vm_readv", "monitor": "gdbstub and monitor"}
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from bare import StartsGuests
 
 from coldframe.errors import CapabilityError, ColdframeError, FormatError, GuestGoneError, UsageError
 from coldframe.qemu import VirtualMachine, VmConfig, launch
 from coldframe.qemu.qmp import QmpClient, QmpCommandError
+from qemu.bare import StartsGuests
 
 
 def refused(target: Path, kind: type[ColdframeError], words: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import KERNELS, Built
 
 from coldframe.windows import Guest
+from windows.conftest import KERNELS, Built
 
 pytest.importorskip("volatility3", reason="needs the extra `volatility`")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Built
 
 from coldframe.errors import CapabilityError, NotFoundError, SymbolNotFoundError
+from windows.conftest import Built
 
 
 def test_processes_are_listed_in_the_kernels_order(built):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 
 import pytest
-from conftest import Built
 
 from builder.pe import pe_headers
 from coldframe.errors import NoKernelError
 from coldframe.memory import PhysicalMemory, Run
 from coldframe.windows import Guest, find_kernel
+from windows.conftest import Built
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from conftest import KERNELS, Built
 
 from builder import kernel
 from coldframe.symbols.model import Base, BitField, Field, Pointer, Record, Reference, SymbolFile, Types
+from windows.conftest import KERNELS, Built
 
 PAGE = 4096
 VOID = Pointer(Base("void", 0, "void", False), 8)

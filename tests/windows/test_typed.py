@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from conftest import Built, OneKernel
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from coldframe.errors import TypeNotFoundError, UnreadableMemoryError, UsageErro
 from coldframe.symbols.model import Array, Base, BitField, Enum, Field, Pointer, Record, Reference, Types
 from coldframe.windows import TypedMemory
 from coldframe.windows.typed import filetime, first_field
+from windows.conftest import Built, OneKernel
 
 ULONG = Base("unsigned long", 4, "int", False)
 LONG = Base("long", 4, "int", True)

@@ -6,12 +6,12 @@ import random
 import struct
 
 import pytest
-from conftest import KERNELS, Built
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder import pattern
 from coldframe.paging import State, Via
+from windows.conftest import KERNELS, Built
 
 NTDLL = "\\Windows\\System32\\ntdll.dll"
 PAGE = 4096
