@@ -82,7 +82,7 @@ def nt52(symbol_file):
 
 def test_nt_5_2_vads_have_children_of_their_own_and_a_control_area(seven, monkeypatch):
     symbol_file = nt52(seven)
-    monkeypatch.setattr("conftest.kernel", lambda path: symbol_file)
+    monkeypatch.setattr("windows.conftest.kernel", lambda path: symbol_file)
     built = Built(KERNELS[0])
     image, types = built.image, symbol_file.types
     file = image.add_file("\\WINDOWS\\system32\\ntdll.dll")
@@ -129,7 +129,7 @@ def eight(symbol_file):
 
 def test_8_0_vads_hang_by_their_node_in_an_avl_table(seven, monkeypatch):
     symbol_file = eight(seven)
-    monkeypatch.setattr("conftest.kernel", lambda path: symbol_file)
+    monkeypatch.setattr("windows.conftest.kernel", lambda path: symbol_file)
     built = Built(KERNELS[0])
     image = built.image
     made = [
