@@ -18,6 +18,14 @@ typedef struct _SYSTEM_MININT_TRIM {
     SIZE_T Size;
     ULONG Policy; /* MM_TRIM */
 } SYSTEM_MININT_TRIM;
+
+typedef struct _OBJECT_ATTRIBUTES_ARGUMENT { /* OBJECT_ATTRIBUTES */
+    ULONG Length;
+    HANDLE RootDirectory;
+    UNICODE_STRING *ObjectName;
+    ULONG Attributes;
+    void *SecurityDescriptor, *SecurityQualityOfService;
+} OBJECT_ATTRIBUTES_ARGUMENT;
 #endif
 
 #define SYSTEM_SERVICES(SERVICE) \

@@ -6,14 +6,6 @@
 #include "../kernel/nt.h"
 #include "../kernel/services.h"
 
-typedef struct _OBJECT_ATTRIBUTES_ARGUMENT { /* OBJECT_ATTRIBUTES */
-    ULONG Length;
-    HANDLE RootDirectory;
-    UNICODE_STRING *ObjectName;
-    ULONG Attributes;
-    void *SecurityDescriptor, *SecurityQualityOfService;
-} OBJECT_ATTRIBUTES_ARGUMENT;
-
 typedef void (*THREAD_START)(void *argument);
 
 NTSTATUS NtClose(HANDLE handle);

@@ -7,14 +7,6 @@
 #define LONGEST_TRANSFER (1u << 20)
 #define LONGEST_NAME 260
 
-typedef struct _OBJECT_ATTRIBUTES_ARGUMENT { /* OBJECT_ATTRIBUTES, as user/user.h has it */
-    ULONG Length;
-    HANDLE RootDirectory;
-    UNICODE_STRING *ObjectName;
-    ULONG Attributes;
-    void *SecurityDescriptor, *SecurityQualityOfService;
-} OBJECT_ATTRIBUTES_ARGUMENT;
-
 /* A UNICODE_STRING of the caller, copied and terminated. */
 static NTSTATUS ExpCaptureName(UNICODE_STRING *user, WCHAR name[LONGEST_NAME]) {
     UNICODE_STRING string;
