@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from coldframe.cachefolder import default_folder
 from coldframe.errors import CapabilityError, FormatError
 from coldframe.images.image import ImageFile
 from coldframe.images.output import Output
@@ -91,8 +92,6 @@ class _Bounded(Output):
 
 
 def _folder() -> Path:
-    from coldframe.symbols.cache import default_folder  # noqa: PLC0415 - only compressed images are kept
-
     base = default_folder()
     if base is None:
         raise CapabilityError("compressed images need a cache folder: set XDG_CACHE_HOME")

@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from coldframe.cachefolder import default_folder
 from coldframe.errors import FormatError
 from coldframe.symbols import cabinet, msf
 from coldframe.symbols.files import atomic_write
@@ -21,17 +22,6 @@ from coldframe.symbols.isf import compile_isf
 from coldframe.symbols.model import SymbolFile
 from coldframe.symbols.pdb import compile_pdb, compile_pdb_data
 from coldframe.symbols.tables import VERSION, open_table, table_meta
-
-
-def default_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/coldframe`, by default `~/.cache/coldframe`; None for a user without a home."""
-    told = os.environ.get("XDG_CACHE_HOME")
-    if told and Path(told).is_absolute():
-        return Path(told) / "coldframe"
-    try:
-        return Path.home() / ".cache" / "coldframe"
-    except RuntimeError:
-        return None
 
 
 def compile_file(path: Path) -> bytes:
