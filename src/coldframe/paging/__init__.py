@@ -7,6 +7,8 @@ from coldframe.paging.layout import Bits, PoolAddresses, PteLayout
 from coldframe.paging.page import Page, PagefileSlot, State, Step, SubsectionPage, Via
 from coldframe.paging.resolver import Resolver
 from coldframe.paging.sources import (
+    AbsentPages,
+    BatchPageSource,
     DescribesSubsections,
     FindsVads,
     ListsVads,
@@ -20,7 +22,9 @@ from coldframe.paging.swizzle import mask_from_physical_bits, unswizzle
 
 __all__ = [
     "FORMATS",
+    "AbsentPages",
     "AddressSpace",
+    "BatchPageSource",
     "Bits",
     "BulkResolver",
     "Census",

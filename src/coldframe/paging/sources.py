@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from coldframe.paging.page import Page, SubsectionPage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +90,50 @@ class PageSource(Protocol):
 
     def read_page(self, page: Page) -> bytes | None:
         """The 4096 bytes of `page` (its state, `pagefile` and `subsection` tell where they are), or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentPages:
+    """n pages that left RAM, or never were there: what a source of pages must know of each. All have shape (n,).
+
+    `state` indexes `paging.arrays.STATES` and is pagefile, compressed or subsection. In the first two, `number` is the
+    paging file's and `offset` the byte offset of the page in it. In the last, `subsection` is the kernel-virtual
+    address of the `_SUBSECTION` and `prototype_pte` that of the page's prototype PTE, which tells how far into the
+    subsection it lies: pages whose prototype PTEs stand side by side do so in the file. Columns that do not apply are 0.
+    """
+
+    state: NDArray[np.uint8]
+    number: NDArray[np.uint8]
+    offset: NDArray[np.uint64]
+    subsection: NDArray[np.uint64]
+    prototype_pte: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def where(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> AbsentPages:
+        """Those of a mask, or of these rows."""
+        columns = (self.state, self.number, self.offset, self.subsection, self.prototype_pte)
+        return AbsentPages(*(column[rows] for column in columns))
+
+
+@runtime_checkable
+class BatchPageSource(PageSource, Protocol):
+    """A source that answers for thousands of pages at once; one without these methods is asked page by page.
+
+    What it says of a page is what its `read_page` says. It may be asked of the same page often, of pages in any order,
+    and of places that no file has (a guest's entries can say anything).
+    """
+
+    def supplies(self, pages: AbsentPages) -> NDArray[np.bool_]:
+        """Of which pages `read_page` would return bytes, shape (n,); reads no more than it must to know."""
+        ...
+
+    def read_pages(self, pages: AbsentPages, out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Put the bytes of each page that there is in its row of `out`, shape (n, 4096), whose other rows stay as they
+        are; returns which those were, shape (n,).
+
+        Reads in the order of the disk, in runs as long as can be. `out` may be a view of a larger array.
+        """
         ...
