@@ -114,8 +114,8 @@ class AbsentPages:
 
     def where(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> AbsentPages:
         """Those of a mask, or of these rows."""
-        columns = (self.state, self.number, self.offset, self.subsection, self.prototype_pte)
-        return AbsentPages(*(column[rows] for column in columns))
+        paging_file = self.state[rows], self.number[rows], self.offset[rows]
+        return AbsentPages(*paging_file, self.subsection[rows], self.prototype_pte[rows])
 
 
 @runtime_checkable
