@@ -24,6 +24,9 @@ NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent,
 
 void PsInitSystem(void);
 
+/* Memory compression; STATUS_NOT_FOUND without a paging file. */
+NTSTATUS SmFirstTimeInit(void);
+
 #ifndef HAVE__KLDR_DATA_TABLE_ENTRY
 typedef LDR_DATA_TABLE_ENTRY KLDR_DATA_TABLE_ENTRY; /* before Windows 10 the kernel used the user structure */
 #endif

@@ -1,5 +1,7 @@
 /* The system services, in the order of their numbers: SERVICE(name, number of arguments). ntdll.dll's stubs and the kernel's
  * table (KiServiceTable) are both made from this list. Arguments are those of NT; what minint ignores is said here.
+ * NtSetSystemInformation(SystemStoreInformation, NULL, 0) asks for memory compression, as Windows 10's SysMain service does with
+ * more words: STATUS_NOT_FOUND without a paging file.
  *
  * Private information classes, for minint's own programs:
  *   NtQuerySystemInformation(SystemMinintOptions, buffer, size, &needed)   the boot options, a terminated char string
@@ -8,6 +10,7 @@
 #ifndef SERVICES_H
 #define SERVICES_H
 
+#define SystemStoreInformation 109
 #define SystemMinintOptions 0x4d490000
 #define SystemMinintTrim 0x4d490001
 #define SystemMinintNote 0x4d490002

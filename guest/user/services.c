@@ -1,5 +1,6 @@
 /* services.exe: starts the service hosts, states.exe (every page state, steadily) and notepad.exe, then stays.
- * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, and what notepad.exe takes: THREADS, WRITES, PACE. */
+ * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, what notepad.exe takes: THREADS, WRITES, PACE; LATEFILE=megabytes:
+ * one more paging file, made when the boot is over, as a user may from the control panel. */
 #include "user.h"
 
 static void ScStartNotepad(void) {
@@ -12,7 +13,14 @@ static void ScStartNotepad(void) {
 }
 
 void NtProcessStartup(PEB *peb) {
+    LONG64 late = (LONG64)(RtlBootOption("LATEFILE", 0) << 20);
     (void)peb;
+    if (late) {
+        UNICODE_STRING name;
+        RtlInitUnicodeString(&name, L"\\??\\C:\\latefile.sys");
+        RtlNote("services: late paging file: %x", (ULONG64)(ULONG)NtCreatePagingFile(&name, &late, &late, 0));
+    }
+    NtSetSystemInformation(SystemStoreInformation, NULL, 0); /* as SysMain asks for memory compression */
     for (ULONG64 n = RtlBootOption("SERVICES", 4); n; n--)
         RtlStartProgram(L"C:\\Windows\\System32\\svchost.exe", L"svchost.exe -k minint");
     if (RtlBootOption("STATES", 1)) RtlStartProgram(L"C:\\Windows\\System32\\states.exe", L"states.exe");

@@ -36,6 +36,7 @@ static NTSTATUS ExpTrim(SYSTEM_MININT_TRIM *user) {
 
 NTSTATUS NtSetSystemInformation(ULONG class, void *buffer, ULONG size) {
     if (class == SystemMinintNote) return ExpNote(buffer, size);
+    if (class == SystemStoreInformation && NT_LAYOUT_BUILD >= 14393) return SmFirstTimeInit();
     if (class != SystemMinintTrim) return STATUS_INVALID_INFO_CLASS;
     return size == sizeof(SYSTEM_MININT_TRIM) ? ExpTrim(buffer) : STATUS_INVALID_PARAMETER;
 }

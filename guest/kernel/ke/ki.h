@@ -74,6 +74,7 @@ void KiClockTick(void);
 void KiRetireDpcs(void); /* at DISPATCH_LEVEL, from the DPC interrupt */
 NORETURN void KiTerminateCurrent(void);
 void KiSetProcess(KPROCESS *process); /* page tables of this processor */
+void KiSetProcessorFeatures(void);
 void KiInitializeTime(void);
 extern volatile LONG KiFreezeLevel;
 extern KTHREAD *volatile KiFreezeOwner, *volatile KiPinnedThread;

@@ -7,7 +7,7 @@ NTSTATUS PspLocateSystemDll(void);
 void KiCommandThread(void *context);
 
 /* As in NT: MININT alone makes WinPE mode, INRAM beside it says that the system runs from memory. */
-static void Phase1InitializationDiscard(void) {
+NOINLINE void Phase1InitializationDiscard(void) {
     if (!KeOptionText("MININT", NULL)) return;
     InitWinPEModeType |= 1;
     if (KeOptionText("INRAM", NULL)) InitWinPEModeType |= 0x80000000;

@@ -148,6 +148,7 @@ void KiInitializeBootProcessor(LOADER_BLOCK *block) {
     KiInitialPCR.Prcb.KernelDirectoryTableBase = KiInitialPCR.Prcb.ProcessorState.SpecialRegisters.Cr3 = __cr3();
     KiSetIstStacks(0);
     if (KiKvaShadow) KiEnableShadow(0);
+    KiSetProcessorFeatures();
     KiInitializeTime();
     HalpInitializeApic();
     HalpEnableLocalApic();

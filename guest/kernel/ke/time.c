@@ -29,6 +29,12 @@ void KiUpdateTime(void) {
     shared->TickCountQuad = KiTicks;
 }
 
+/* What user mode may use of the processor, as KiInitializeKernel of NT writes it: before there is any process. */
+void KiSetProcessorFeatures(void) {
+    static const UCHAR always[] = {2 /* cmpxchg8b */, 3 /* MMX */, 6 /* SSE */, 8 /* RDTSC */, 9 /* PAE */, 10 /* SSE2 */, 12 /* NX */};
+    for (ULONG i = 0; i < ARRAYSIZE(always); i++) KI_USER_SHARED_DATA->ProcessorFeatures[always[i]] = 1;
+}
+
 void KiInitializeTime(void) {
     KUSER_SHARED_DATA *shared = KI_USER_SHARED_DATA;
     static const USHORT before[] = {0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};

@@ -208,6 +208,12 @@ FORCEINLINE ULONG MiVadProtection(VAD *v) { return (ULONG)v->u.VadFlags.Protecti
 BOOLEAN MiVadCommitted(VAD *v);
 MMPTE *MiProtoForVad(VAD *Vad, ULONG64 Vpn); /* NULL beyond the section's end */
 
+/* ---- commit.c */
+void MiChargeCommit(LONG64 Pages);
+void MiRaiseCommitLimit(LONG64 Pages);
+LONG64 MiVadCommit(VAD *Vad);
+void MiChargeVad(VAD *Vad, LONG64 Pages);
+
 /* ---- virtual.c */
 void MiDeleteRange(MI_SPACE *Space, ULONG64 Start, ULONG64 End, MMPTE Fill, BOOLEAN FillAll); /* VPNs, inclusive; locked */
 

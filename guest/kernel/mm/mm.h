@@ -88,6 +88,7 @@ NTSTATUS MmQueryImage(MM_SECTION *Section, MM_IMAGE *Image);
 /* ---- Paging files */
 NTSTATUS MmCreatePagingFile(const UNICODE_STRING *Name, ULONG64 MinimumSize, ULONG64 MaximumSize); /* \??\C:\pagefile.sys */
 ULONG MmNumberOfPagingFilesInUse(void);
+NTSTATUS MmStoreCheckPagefiles(void); /* STATUS_NOT_FOUND: no paging file, so no store of compressed pages either */
 
 /* ---- Trimming. MmWorkingSetManager is called by the balance-set thread about every second and when MmMemoryIsShort. */
 void MmWorkingSetManager(void);

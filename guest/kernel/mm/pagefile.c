@@ -24,6 +24,9 @@ MMPAGING_FILE *MiPagingFile(ULONG Number) {
 
 ULONG MmNumberOfPagingFilesInUse(void) { return MiPagingFiles; }
 
+/* Asked before a store of compressed pages is made: without a paging file behind it there is none. */
+NOINLINE NTSTATUS MmStoreCheckPagefiles(void) { return MiPagingFiles ? STATUS_SUCCESS : STATUS_NOT_FOUND; }
+
 static RTL_BITMAP *MiBitmap(MMPAGING_FILE *File) {
 #ifdef HAVE__MMPAGING_FILE__Bitmaps
     return &File->Bitmaps->AllocationBitmap;
@@ -130,6 +133,7 @@ NTSTATUS MmCreatePagingFile(const UNICODE_STRING *Name, ULONG64 MinimumSize, ULO
 #endif
             MiInsertInTree();
             MiUnlockPfn(Irql);
+            MiRaiseCommitLimit((LONG64)Pages);
         }
         ExReleasePushLockExclusive(&MiCreateLock);
     }
@@ -273,6 +277,8 @@ void MiModifiedPageWriter(void *Context) {
 void MmInitSystemPhase1(void) {
     MiWriteBuffer = ExAllocatePool(CLUSTER * PAGE_SIZE, 'wPmM');
     KeInitializeEvent(&MiModifiedEvent, SynchronizationEvent, FALSE);
+    MiRaiseCommitLimit((LONG64)MmNumberOfPhysicalPages);
+    MiChargeCommit((LONG64)(MmNumberOfPhysicalPages - *MiAvailablePages()));
     if (MmSectionObjectType) ObpDeleteRoutine[MmSectionObjectType->Index] = MmSectionDelete;
     /* the loader's identity map is done with */
     MiWrite((MMPTE *)MiP2V(MmKernelDirectoryTableBase), MiZeroPte());

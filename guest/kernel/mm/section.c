@@ -190,7 +190,7 @@ static void MiReadRelocations(FILE_OBJECT *File, MI_IMAGE *Image, UCHAR *Optiona
 
 /* An image on a medium that may be taken away (or in a boot with MININT and INRAM, see IoIsDeviceEjectable) is read whole, its
  * pages made as if written to: they belong to the paging files from then on, and stay in RAM where there are none. */
-static NTSTATUS MiSetPagesModified(CONTROL_AREA *Area) {
+NOINLINE NTSTATUS MiSetPagesModified(CONTROL_AREA *Area) {
     for (SUBSECTION *Sub = MiFirstSubsection(Area); Sub; Sub = Sub->NextSubsection) {
         for (ULONG Index = 0; Index < Sub->PtesInSubsection; Index++) {
             MMPTE *Proto = Sub->SubsectionBase + Index, *P;
@@ -214,6 +214,7 @@ static NTSTATUS MiSetPagesModified(CONTROL_AREA *Area) {
             }
             MiInitializeActive(Frame, (ULONG64)Proto, MiFrameHolding(P), MiMakeDemandZero(MiSoftProtection(Value), TRUE), TRUE);
             MiPfn(Frame)->u3.e1.Modified = 1;
+            MiChargeCommit(1);
             MiTableGained(P);
             MiMarkModified(MiFrameHolding(P));
             MiUnshare(Frame); /* the prototype PTE goes to transition, the frame to the modified list */
@@ -362,6 +363,7 @@ static NTSTATUS MiCreatePagefileBacked(ULONG64 Size, ULONG Protection, CONTROL_A
     if (!Pages || Pages > 1 << 20) return STATUS_SECTION_TOO_BIG;
     if (!(Area = MiNewControlArea(1, Pages, NULL))) return STATUS_INSUFFICIENT_RESOURCES;
     Area->u.Flags.Commit = 1;
+    MiChargeCommit((LONG64)Pages);
     Sub = MiFirstSubsection(Area);
     Sub->PtesInSubsection = (ULONG)Pages;
     Sub->u.SubsectionFlags.Protection = Protection;
@@ -469,6 +471,7 @@ static void MiDeleteSegment(CONTROL_AREA *Area) {
         }
         MiUnlockPfn(Irql);
     }
+    MiChargeCommit(-(LONG64)Sub->PtesInSubsection);
     ExFreePool(Sub->SubsectionBase);
     ExFreePool(Area->Segment);
     ExFreePool(Area);

@@ -129,11 +129,10 @@ static VAD *MiNewPrivateVad(ULONG64 Start, ULONG64 End, ULONG Protection, BOOLEA
     Vad->u.VadFlags.Protection = Protection;
 #ifdef HAVE__MMVAD_SHORT__u1_VadFlags1
     Vad->u1.VadFlags1.MemCommit = Commit;
-    if (Commit) Vad->u1.VadFlags1.CommitCharge = (ULONG)(End - Start + 1);
 #else
     Vad->u.VadFlags.MemCommit = Commit;
-    if (Commit) Vad->u.VadFlags.CommitCharge = End - Start + 1;
 #endif
+    if (Commit) MiChargeVad(Vad, (LONG64)(End - Start + 1));
     return Vad;
 }
 
@@ -257,6 +256,7 @@ static void MiCommitPte(MMPTE *Pte, ULONG64 Vpn, VAD *Vad, ULONG Protection) {
     if (!MiVadPrivate(Vad) || Soft.u.Hard.Valid || MiIsTransition(Soft) || MiIsPagefile(Soft)) return;
     if (Soft.u.Long && MiSoftProtection(Soft) != MM_DECOMMIT) return;
     if (!Soft.u.Long && MiVadCommitted(Vad)) return;
+    MiChargeVad(Vad, 1);
     MiWrite(Pte, MiMakeDemandZero(Protection, TRUE));
 }
 
@@ -308,8 +308,10 @@ NTSTATUS MmFreeVirtualMemory(EPROCESS *Process, void **Base, SIZE_T *Size, ULONG
             Vad->u.VadFlags.Protection = MM_NOACCESS; /* no page comes in while the lock is dropped */
             MiDeleteRange(&Space, Start, End, MiZeroPte(), FALSE);
             MiRemoveVad(Process, Vad);
+            MiChargeCommit(-MiVadCommit(Vad));
             Dead = Vad;
         } else {
+            MiChargeVad(Vad, -(LONG64)(End - Start + 1)); /* as if every page of the range had been committed */
             MiDeleteRange(&Space, Start, End, MiMakeDemandZero(MM_DECOMMIT, TRUE), TRUE);
         }
     }
@@ -412,6 +414,7 @@ void MmCleanProcessAddressSpace(EPROCESS *Process) {
         if (!Vad) break;
         MiRemoveVad(Process, Vad);
         MiDeleteRange(&Space, MiVadStart(Vad), MiVadEnd(Vad), MiZeroPte(), FALSE);
+        MiChargeCommit(-MiVadCommit(Vad));
         ExReleasePushLockExclusive(Space.Lock);
         if (!MiVadPrivate(Vad)) MiUnmapVad(Process, Vad);
         ExFreePool(Vad);

@@ -240,6 +240,45 @@ void KiUserException(KTRAP_FRAME *frame, NTSTATUS status, ULONG64 information) {
     PspExitThread(status);
 }
 
+/* ---- Processes without user code */
+
+static NTSTATUS PspCreateMinimalProcess(const CHAR *name, void (*routine)(void *), EPROCESS **result) {
+    EPROCESS *process = PspCreateProcessObject(name, PsInitialSystemProcess);
+    ETHREAD *thread;
+    if (!process) return STATUS_INSUFFICIENT_RESOURCES;
+    NTSTATUS status = MmCreateProcessAddressSpace(process);
+    if (NT_SUCCESS(status)) status = PspCreateThread(process, (void *)routine, NULL, NULL, NULL, &thread);
+    if (!NT_SUCCESS(status)) {
+        ObDereferenceObject(process);
+        return status;
+    }
+    PspInsertProcess(process);
+    KdEvent("{\"event\":\"process\",\"pid\":%u,\"ppid\":%u,\"name\":\"%s\",\"eprocess\":\"%p\",\"dtb\":\"%#llx\",\"user_dtb\":\"%#llx\"}",
+            PsGetProcessId(process), PsGetProcessId(PsInitialSystemProcess), process->ImageFileName, process,
+            process->Pcb.DirectoryTableBase, process->Pcb.UserDirectoryTableBase);
+    PspStartThread(thread);
+    *result = process;
+    return STATUS_SUCCESS;
+}
+
+static void SmKmStoreWorker(void *context) {
+    (void)context;
+    for (;;) KeSleep(1000);
+}
+
+/* The process whose address space holds compressed pages. It is made, as in NT, when somebody asks for a store (SysMain, by
+ * NtSetSystemInformation) and a paging file exists; minint then puts no page into it. */
+NTSTATUS SmFirstTimeInit(void) {
+    static EX_PUSH_LOCK lock;
+    static EPROCESS *process;
+    NTSTATUS status = MmStoreCheckPagefiles();
+    if (!NT_SUCCESS(status)) return status;
+    ExAcquirePushLockExclusive(&lock);
+    if (!process) status = PspCreateMinimalProcess("MemCompression", SmKmStoreWorker, &process);
+    ExReleasePushLockExclusive(&lock);
+    return status;
+}
+
 /* ---- Start */
 
 void PsInitSystem(void) {
