@@ -2,8 +2,8 @@
 
 The law: a hit is one arrival of a vCPU at a breakpoint, and it is reported exactly once.
 
-- A vCPU whose hit was reported is taken over its breakpoint by one single step, with all other vCPUs frozen, before the
-  guest runs on; so no other vCPU slips past while the breakpoint is out of the way.
+- A vCPU whose hit was reported is taken over its breakpoint before the guest runs on: its instruction is carried out
+  from outside (`passing`), or by one single step with all other vCPUs frozen; so no other vCPU slips past.
 - A vCPU that arrives at the same moment as another one, or that is stopped right before a breakpoint, has not been
   reported; when the guest runs on it hits its breakpoint then, and is reported.
 - An instruction under a breakpoint may fault and run again (a push that grows the stack); the second arrival with the
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, UsageError
+from coldframe.memory import PhysicalMemory
 from coldframe.qemu.arrivals import (
     LONGEST_INSTRUCTION,
     Arrival,
@@ -28,8 +29,10 @@ from coldframe.qemu.arrivals import (
     identity,
     is_repeated,
 )
+from coldframe.qemu.breakpoints import Breakpoints
 from coldframe.qemu.gdbstub import KINDS, GdbStub, StopReply
 from coldframe.qemu.guarding import Guard
+from coldframe.qemu.passing import Passing
 from coldframe.qemu.qmp import Monitor
 from coldframe.qemu.registers import Registers
 
@@ -46,14 +49,20 @@ _MOST_UNFINISHED = 256
 class Control:
     """Runs and stops one guest. The guest is stopped when this is made."""
 
-    def __init__(self, stub: GdbStub, monitor: Monitor, guard: Guard | None, accelerator: str) -> None:
+    def __init__(
+        self,
+        stub: GdbStub,
+        monitor: Monitor,
+        guard: Guard | None,
+        accelerator: str,
+        physical: PhysicalMemory | None = None,
+    ) -> None:
         self._stub = stub
         self._monitor = monitor
-        self._guard = guard
         self._keeps_breakpoints_in_steps = accelerator == "tcg"
-        self._accelerator = accelerator
-        self._breakpoints: dict[Breakpoint, int] = {}
-        self._code: dict[int, Breakpoint] = {}
+        self._breakpoints = Breakpoints(stub, guard, accelerator)
+        self._code = self._breakpoints.code
+        self._passing = Passing(stub, physical)
         self._known_code: dict[int, bytes] = {}
         self._arrival: Arrival | None = None
         self._unfinished: dict[tuple[int, bytes], None] = {}
@@ -133,7 +142,7 @@ class Control:
         self._unsettled = False
         if reply.signal == _SHUTDOWN:
             return Stop(vcpu, "shutdown")
-        if reply.watch is not None and self._watches(reply.watch):
+        if reply.watch is not None and self._breakpoints.watches(reply.watch):
             return Stop(vcpu, "watchpoint", reply.watch)
         return Stop(vcpu, "step" if reply.signal == _TRAP else "interrupt")
 
@@ -163,11 +172,22 @@ class Control:
         if arrival is not None and arrival.address in self._code:
             before = self._registers.get(arrival.vcpu, arrival.registers)
             if before["rip"] == arrival.address:
-                self._pass_breakpoint(arrival.vcpu, arrival.address, before)
+                if not self._carry_out(arrival.vcpu, before):
+                    self._pass_breakpoint(arrival.vcpu, arrival.address, before)
                 return
         self._forget()
         self._stub.start()
         self.running = True
+
+    def _carry_out(self, vcpu: int, before: Registers) -> bool:
+        """Do what the instruction under the breakpoint does, and let all run, if that can be done from outside."""
+        packets = None if self._breakpoints.any_watches else self._passing.packets(vcpu, before)
+        if packets is None:
+            return False
+        self._forget()
+        self._stub.start_after(*packets)
+        self.running = True
+        return True
 
     def _pass_breakpoint(self, vcpu: int, address: int, before: Registers) -> None:
         """Step `vcpu` over the breakpoint at `address`, the others frozen, then let all run.
@@ -258,6 +278,9 @@ class Control:
                 if self._stops % _STOPS_A_PUMP == 0:  # QMP tells every stop too; unread, it would pile up in QEMU
                     self._monitor.pump()
                 return reply
+            if payload[:1] == b"E":
+                said = payload.decode("latin-1")
+                raise CapabilityError(f"QEMU's gdbstub refused a write that carries out an instruction ({said})")
         return None
 
     def _gone(self, error: GuestGoneError) -> GuestGoneError:
@@ -275,7 +298,7 @@ class Control:
         """Make a stop of a reply; None for one that means nothing (QEMU sometimes stops twice for one breakpoint)."""
         if reply is None:
             raise GuestGoneError(f"QEMU did not stop the guest within {_LONGEST_STOP:g} s")
-        if reply.watch is not None and self._watches(reply.watch):
+        if reply.watch is not None and self._breakpoints.watches(reply.watch):
             return Stop(reply.vcpu, "watchpoint", reply.watch)
         if reply.signal != _TRAP:
             if not report:
@@ -292,13 +315,6 @@ class Control:
             return None
         return Stop(reply.vcpu, "breakpoint", address)
 
-    def _watches(self, address: int) -> bool:
-        """Whether a watchpoint of ours covers `address`: KVM at times reports a code breakpoint as one."""
-        return any(
-            not point.executes and point.address <= address < point.address + max(point.length, 1)
-            for point in self._breakpoints
-        )
-
     def _settle(self) -> None:
         """After an exception in the middle of a run: stop the guest and put back every breakpoint."""
         if not self._unsettled and not self._stub.broken_off:
@@ -308,8 +324,7 @@ class Control:
         self.running = False
         self._forget()
         self._arrival = None if self._arrival_moved() else self._arrival
-        for point in self._breakpoints:
-            self._stub.ask_all(b"z" + point.packet[1:], point.packet)
+        self._breakpoints.set_again()
         self._unsettled = False
 
     def _arrival_moved(self) -> bool:
@@ -384,54 +399,30 @@ class Control:
             raise UsageError(f"no kind of breakpoint {kind!r}; there are {', '.join(KINDS)}")
         point = Breakpoint(address % (1 << 64), kind, length)
         self._settle()
-        count = self._breakpoints.get(point, 0)
-        if not count:
-            with_running = self.running
-            self.pause()
-            if self._guard is not None:
-                self._guard.added(point.packet)
-            answer = self._stub.ask(point.packet)
-            if answer != b"OK":
-                if self._guard is not None:
-                    self._guard.removed(point.packet)
-                raise CapabilityError(self._refusal(point))
-            if point.executes:
-                self._code.setdefault(point.address, point)
-            if with_running:
-                self.resume()
-        self._breakpoints[point] = count + 1
+        if self._breakpoints.count(point):
+            self._breakpoints.add(point)
+            return point
+        was_running = self.running
+        self.pause()
+        self._breakpoints.set(point)
+        if was_running:
+            self.resume()
         return point
-
-    def _refusal(self, point: Breakpoint) -> str:
-        what = f"a {point.kind} breakpoint of {point.length} byte{'s'[: point.length != 1]} at {point.address:#x}"
-        if self._accelerator == "kvm" and point.kind != "software":
-            return (
-                f"KVM does not take {what}: the processor has four in all, {len(self._breakpoints)} are in use here, "
-                f"and data ones are 1, 2, 4 or 8 bytes, aligned (kind 'software' writes an int3 that the guest can see)"
-            )
-        return f"QEMU does not take {what}"
 
     def remove(self, point: Breakpoint) -> None:
         """Take back one `insert`; no effect when it is not set."""
         self._settle()
-        count = self._breakpoints.get(point, 0)
+        count = self._breakpoints.count(point)
         if count > 1:
-            self._breakpoints[point] = count - 1
+            self._breakpoints.take_back(point)
         if count != 1:
             return
-        with_running = self.running
+        was_running = self.running
         self.pause()
-        self._stub.ask(b"z" + point.packet[1:])
-        del self._breakpoints[point]
-        if self._guard is not None:
-            self._guard.removed(point.packet)
-        if self._code.get(point.address) == point:
-            del self._code[point.address]
+        self._breakpoints.clear(point)
+        if point.address not in self._code:
             self._known_code.pop(point.address, None)
-            for other in self._breakpoints:
-                if other.executes and other.address == point.address:
-                    self._code[point.address] = other
-        if with_running:
+        if was_running:
             self.resume()
 
     def release(self) -> None:
@@ -441,7 +432,5 @@ class Control:
         """
         self._forget()
         self._stub.resynchronise()
-        self._stub.ask_all(*(b"z" + point.packet[1:] for point in self._breakpoints))
-        self._breakpoints.clear()
-        self._code.clear()
+        self._breakpoints.clear_all()
         self.running = False

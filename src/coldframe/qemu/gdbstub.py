@@ -134,7 +134,7 @@ class GdbStub:
 
     def registers_request(self, vcpu: int) -> tuple[bytes, bytes]:
         """The requests whose last answer `registers_answer` reads."""
-        return b"Hg" + self.threads[vcpu].name, b"g"
+        return self.select_request(vcpu), b"g"
 
     def registers_answer(self, answer: bytes) -> Registers:
         """Decode the answer to `g`."""
@@ -152,13 +152,28 @@ class GdbStub:
         """Fetch the registers of a vCPU."""
         return self.registers_answer(self.ask_all(*self.registers_request(vcpu))[1])
 
-    def write_register(self, vcpu: int, name: str, value: int) -> None:
-        """Write one register; raises `CapabilityError` when QEMU refuses."""
+    def select_request(self, vcpu: int) -> bytes:
+        """The request that makes the registers and virtual memory of those behind it those of `vcpu`."""
+        return b"Hg" + self.threads[vcpu].name
+
+    def write_register_request(self, name: str, value: int) -> bytes:
+        """The request that writes one register of the selected vCPU."""
         field = self.layout.fields[name]
         data = (value % (1 << 8 * field.size)).to_bytes(field.size, "little").hex().encode()
-        answer = self.ask_all(b"Hg" + self.threads[vcpu].name, b"P%x=%b" % (field.number, data))[1]
+        return b"P%x=%b" % (field.number, data)
+
+    def write_register(self, vcpu: int, name: str, value: int) -> None:
+        """Write one register; raises `CapabilityError` when QEMU refuses."""
+        answer = self.ask_all(self.select_request(vcpu), self.write_register_request(name, value))[1]
         if answer != b"OK":
             raise CapabilityError(f"QEMU does not let register {name} be written ({answer.decode('latin-1')})")
+
+    def write_virtual_request(self, address: int, data: bytes) -> bytes:
+        """The request that writes up to a packet's worth of bytes in the selected vCPU's address space.
+
+        It goes past the access rights and changes no bit of a PTE.
+        """
+        return b"M%x,%x:%b" % (address, len(data), data.hex().encode())
 
     def read_physical(self, address: int, size: int) -> bytes:
         """Guest-physical bytes; raises `UnreadableMemoryError`."""
@@ -182,7 +197,7 @@ class GdbStub:
 
     def read_virtual(self, vcpu: int, address: int, size: int) -> bytes | None:
         """Up to a packet's worth of bytes in the current address space of a vCPU, or None."""
-        answer = self.ask_all(b"Hg" + self.threads[vcpu].name, b"m%x,%x" % (address, min(size, _CHUNK)))[1]
+        answer = self.ask_all(self.select_request(vcpu), b"m%x,%x" % (address, min(size, _CHUNK)))[1]
         return bytes.fromhex(answer.decode("ascii")) if len(answer) == 2 * min(size, _CHUNK) else None
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -198,6 +213,13 @@ class GdbStub:
         answers = [self.answer(request) for request in before]
         self.broken_off = False
         return answers
+
+    def start_after(self, *before: bytes) -> None:
+        """Send requests whose answers are `OK` and let every vCPU run, all in one write.
+
+        The answers come before the stop reply; nobody waits for them now.
+        """
+        self.packets.send(b"".join(map(packet, (*before, b"vCont;c"))))
 
     def interrupt(self) -> None:
         """Ask a running guest to stop; the stop reply comes."""

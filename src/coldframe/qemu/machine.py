@@ -200,7 +200,8 @@ class VirtualMachine:
                 self._guard = None
             raise
         self.was_running = was_running
-        control = Control(stub, self._monitor, self._guard, self.accelerator)
+        slow = any(isinstance(run.backing, _SlowMemory) for run in self.physical.runs)
+        control = Control(stub, self._monitor, self._guard, self.accelerator, None if slow else self.physical)
         control.on_resume = self._resume_callbacks
         return control
 
