@@ -26,6 +26,7 @@ from coldframe.symbols.model import SymbolFile
 from coldframe.windows.facts import Value
 from coldframe.windows.guest import Guest
 from coldframe.windows.kernel import FindsSymbols, KernelLocation, find_kernel
+from coldframe.windows.kernelsymbols import kernel_symbols
 from coldframe.windows.module import Module
 from coldframe.windows.process import Process, Thread
 
@@ -69,7 +70,11 @@ class LiveGuest(Guest):
         vm.pause()
         hints = [_hints(vm, vcpu) for vcpu in range(vm.vcpus)]
         location = find_kernel(vm.physical, store, hints)
-        return cls(vm, store, location, store.find(location.identity), hints)
+        symbol_file, warning = kernel_symbols(vm.physical, store, location)
+        guest = cls(vm, store, location, symbol_file, hints)
+        if warning is not None:
+            guest.warn(warning)
+        return guest
 
     def close(self) -> None:
         """Remove every breakpoint, let the guest run if it ran at attaching, and let go of it."""

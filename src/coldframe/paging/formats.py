@@ -39,7 +39,8 @@ class PageTableFormat:
 
     `entry_size` is in bytes; `frame` masks the physical address in an entry, `root` the one in CR3; `levels` run from
     the root to the PTE. Addresses have `address_bits` bits; in 64-bit modes (`canonical`) the bits above repeat the
-    highest of them. `pse36` says that a 4 MB entry keeps bits 32 to 39 of the address in its bits 13 to 20.
+    highest of them. `pse36` says that a 4 MB entry keeps bits 32 to 39 of the address in its bits 13 to 20. `split` is
+    where the kernel's half begins in 32-bit modes, which the guest chooses (2 GB or 3 GB); 0 while it is not known.
     """
 
     name: str
@@ -50,19 +51,20 @@ class PageTableFormat:
     root: int
     levels: tuple[Level, ...]
     pse36: bool = False
+    split: int = 0
 
     @property
     def user_end(self) -> int:
         """The first address that no VAD can hold.
 
-        In 32-bit modes the guest chooses where its user half ends, but at 3 GB Windows maps the page tables themselves.
+        In 32-bit modes, where the guest's choice is not known: 3 GB, where Windows maps the page tables themselves.
         """
-        return 1 << (self.address_bits - 1) if self.canonical else 0xC0000000
+        return 1 << (self.address_bits - 1) if self.canonical else self.split or 0xC0000000
 
     @property
     def kernel_start(self) -> int:
         """The first address that may be the kernel's."""
-        return (1 << 64) - (1 << (self.address_bits - 1)) if self.canonical else 0x80000000
+        return (1 << 64) - (1 << (self.address_bits - 1)) if self.canonical else self.split or 0x80000000
 
     def is_canonical(self, address: int) -> bool:
         """Whether the processor would walk for `address` at all."""

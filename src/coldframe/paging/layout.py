@@ -50,35 +50,43 @@ class PoolAddresses:
     """Where the pools lie, for 32-bit kernels without PAE, whose PTEs keep addresses relative to them.
 
     From the kernel's variables `MmPagedPoolStart` (prototype PTEs), `MmSubsectionBase` and `MmNonPagedPoolEnd`
-    (subsections, by the PTE's `WhichPool`).
+    (subsections, by the PTE's `WhichPool`); None is one that is not known.
     """
 
-    paged_pool_start: int
-    subsection_base: int
-    nonpaged_pool_end: int
+    paged_pool_start: int | None
+    subsection_base: int | None
+    nonpaged_pool_end: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class SplitAddress:
     """A kernel address kept in one field (`low` is empty), or in two as in 32-bit PTEs without PAE.
 
-    `low_shift` and `high_shift` say where the two halves belong in the offset.
+    `low_shift` and `high_shift` say where the two halves belong, `base` what is added to them: None where that is a
+    pool's start (NT 5).
     """
 
     high: Bits
     low: Bits = NO_BITS
     high_shift: int = 0
     low_shift: int = 0
+    base: int | None = 0
 
     @property
     def is_relative(self) -> bool:
         """Whether this is an offset from a pool's start."""
-        return self.low is not NO_BITS
+        return self.base is None
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it is kept in two fields."""
+        return bool(self.low.length)
 
     def get(self, value: int) -> int:
-        """The address (one field: sign-extended to 64 bits where it is wide) or the offset (two fields)."""
-        if self.is_relative:
-            return self.high.get(value) << self.high_shift | self.low.get(value) << self.low_shift
+        """The address (one field: sign-extended to 64 bits where it is wide), or the offset from a pool's start."""
+        if self.is_split:
+            halves = self.high.get(value) << self.high_shift | self.low.get(value) << self.low_shift
+            return halves + (self.base or 0)
         address = self.high.get(value)
         if self.high.length > 32 and address >> (self.high.length - 1):
             address |= (1 << 64) - (1 << self.high.length)
@@ -139,10 +147,15 @@ class PteLayout:
             protection=_agreed(types, "Protection", (_SOFTWARE, _TRANSITION)),
             page_file_low=_bits(types, _SOFTWARE, "PageFileLow"),
             page_file_high=_bits(types, _SOFTWARE, "PageFileHigh"),
-            prototype_address_bits=_address(types, _PROTOTYPE, "ProtoAddress", high_shift=9, low_shift=2),
-            subsection_address_bits=_address(types, _SUBSECTION, "SubsectionAddress", high_shift=7, low_shift=3),
+            prototype_address_bits=_address(types, _PROTOTYPE, "ProtoAddress", align=2, base=0x80000000),
+            subsection_address_bits=_address(types, _SUBSECTION, "SubsectionAddress", align=3),
             which_pool=(_optional(types, _SUBSECTION, "WhichPool") or NO_BITS).mask,
         )
+
+    @property
+    def needs_pools(self) -> bool:
+        """Whether PTEs hold addresses relative to the pools."""
+        return self.prototype_address_bits.is_relative or self.subsection_address_bits.is_relative
 
     def with_pools(self, pools: PoolAddresses) -> PteLayout:
         """This layout, with what a 32-bit kernel's relative addresses start from."""
@@ -165,7 +178,8 @@ class PteLayout:
         address = self.prototype_address_bits.get(value)
         if not self.prototype_address_bits.is_relative:
             return address
-        return None if self.pools is None else (self.pools.paged_pool_start + address) & 0xFFFFFFFF
+        start = None if self.pools is None else self.pools.paged_pool_start
+        return None if start is None else (start + address) & 0xFFFFFFFF
 
     def subsection_address(self, value: int) -> int | None:
         """Kernel-virtual address of the `_SUBSECTION` that `value` points to; None without the pools it needs."""
@@ -174,9 +188,10 @@ class PteLayout:
             return address
         if self.pools is None:
             return None
+        base, end = self.pools.subsection_base, self.pools.nonpaged_pool_end
         if value & self.which_pool:
-            return (self.pools.subsection_base + address) & 0xFFFFFFFF
-        return (self.pools.nonpaged_pool_end - address) & 0xFFFFFFFF
+            return None if base is None else (base + address) & 0xFFFFFFFF
+        return None if end is None else (end - address) & 0xFFFFFFFF
 
 
 def _record(types: Types, name: str) -> Record:
@@ -236,15 +251,21 @@ def _frame(types: Types, name: str) -> int:
     return found.mask
 
 
-def _address(types: Types, name: str, field: str, *, high_shift: int, low_shift: int) -> SplitAddress:
+def _address(types: Types, name: str, field: str, *, align: int, base: int = 0) -> SplitAddress:
     """`ProtoAddress` in one field, or `ProtoAddressLow` and `ProtoAddressHigh`.
 
-    The shifts are `MiPteToProto`'s and `MiGetSubsectionAddress`'s of the i386 kernel (prototype PTEs are 4-byte
-    aligned, subsections 8-byte aligned); the PDB does not tell them.
+    In two fields the lower one begins at the bit of the structure's alignment, and the upper one follows it. With
+    `WhichPool` (NT 5) together they are an offset from a pool's start (ReactOS, ntoskrnl/mm/ARM3/miarm.h:
+    `MiProtoPteToPte`, `MiSubsectionPteToSubsection`). Without it (Vista and 7) they are wide enough for any kernel
+    address: 29 bits of a prototype PTE's, above 2 GB (as MemProcFS has it, mm_winx86: `MMWINX86_PTE_PROTOTYPE`), all
+    30 of a subsection's that is aligned to four bytes.
     """
     whole = _optional(types, name, field)
     if whole is not None:
         return SplitAddress(whole)
     if _optional(types, name, field + "Low") is None:
         raise TypeNotFoundError(f"field in {name}", field, _record(types, name).fields)
-    return SplitAddress(_bits(types, name, field + "High"), _bits(types, name, field + "Low"), high_shift, low_shift)
+    low, high = _bits(types, name, field + "Low"), _bits(types, name, field + "High")
+    if _optional(types, name, "WhichPool") is not None:
+        return SplitAddress(high, low, align + low.length, align, None)
+    return SplitAddress(high, low, 2 + low.length, 2, base)

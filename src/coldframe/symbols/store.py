@@ -78,6 +78,20 @@ class SymbolStore:
         message = self._missing[identity] = _not_found(identity, notes)
         raise SymbolFileNotFoundError(message)
 
+    def named_files(self) -> tuple[list[SymbolFile], list[str]]:
+        """The symbols of each place that is itself a PDB or ISF file, and a line for each that cannot be read."""
+        files, troubles = [], []
+        for location in self.locations:
+            if location.is_url or location.place == DEFAULT or not location.folder.is_file():
+                continue
+            try:
+                files.append(self.cache.load(location.folder))
+            except (FormatError, CapabilityError) as error:
+                troubles.append(str(error))
+            except OSError as error:
+                troubles.append(f"{location.place} ({error.strerror})")
+        return files, troubles
+
     def _ask(self, location: Location, identity: PdbIdentity, notes: list[str]) -> SymbolFile | None:
         """What one place has, with a note for the error message when it has nothing that fits."""
         if location.is_url:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE, Run
-from coldframe.symbols.model import PdbIdentity
+from coldframe.paging.formats import FORMATS
+from coldframe.symbols.model import PdbIdentity, SymbolFile
 from coldframe.windows.bare import FRAME, BareSpace
 from coldframe.windows.kernel import (
     KERNEL_HALF,
     KERNEL_PDBS,
     KUSER_SHARED_DATA,
+    KUSER_SHARED_DATA32,
     KernelLocation,
     Registers,
     Search,
@@ -24,14 +26,26 @@ from coldframe.windows.kernel import (
     kernel_at,
     load,
 )
+from coldframe.windows.kernelsymbols import named_files
 from coldframe.windows.pe import parse_rsds
 
 PAGE_FAULT = 14
 _GATE = struct.Struct("<HHHHI4x")  # a 64-bit interrupt gate: Intel SDM 3A, 6.14.1
+_GATE32 = struct.Struct("<HHHH")  # a 32-bit one: 6.11
 _CHUNK = 64 << 20
 _KPCR_SPAN = 0x10000  # how much of a KPCR is searched for the kernel's CR3
 _MOST_CANDIDATES = 256
+_MOST_KERNELS = 8
+_KERNEL_SLOTS = {
+    "4-level": ((496, 511), (256, 495)),
+    "5-level": ((511, 511), (256, 510)),
+    "pae": ((2, 3),),
+    "x86": ((0x200, 0x3FF),),
+}
+"""Slots of the top-level table that lead to the upper half, first those where NT is loaded."""
 _LONGEST_RECORD = 64  # of an RSDS record of the kernel: 24 bytes and a short name
+LONG = ("4-level", "5-level")
+"""The page-table formats of 64-bit Windows."""
 _SYSTEM = b"System".ljust(15, b"\0")  # EPROCESS.ImageFileName of the System process
 _KUSER_SLOT = KUSER_SHARED_DATA >> 39 & 511
 # The low stub, by which a processor is started: `_PROCESSOR_START_BLOCK` of the HAL, which no public PDB describes.
@@ -56,9 +70,9 @@ def system_call_entry(search: Search) -> Found:
 def instruction_pointer(search: Search) -> Found:
     """A vCPU that runs in the kernel."""
 
-    def where(_: BareSpace, registers: Registers) -> int | str:
+    def where(space: BareSpace, registers: Registers) -> int | str:
         rip = registers.get("rip", 0)
-        return rip if rip >= KERNEL_HALF else f"RIP {rip:#x} is not in the kernel"
+        return rip if rip >= space.kernel_half else f"RIP {rip:#x} is not in the kernel"
 
     return _from_code(search, "instruction pointer", where)
 
@@ -87,13 +101,14 @@ def _page_fault_address(space: BareSpace, registers: Registers) -> int | str:
     base = registers.get("idt_base")
     if base is None:
         return "the IDT's address is not known"
+    gate = _GATE if space.format.canonical else _GATE32
     try:
-        low, _, flags, middle, high = _GATE.unpack(space.read(base + PAGE_FAULT * _GATE.size, _GATE.size))
+        low, _, flags, middle, *high = gate.unpack(space.read(base + PAGE_FAULT * gate.size, gate.size))
     except UnreadableMemoryError as error:
         return f"the IDT is not readable: {error.reason}"
     if not flags & 0x8000:
         return f"IDT[14] at {base:#x} is not present"
-    return int(low | middle << 16 | high << 32)
+    return int(low | middle << 16 | (high[0] << 32 if high else 0))
 
 
 def kernel_shadow(search: Search) -> Found:
@@ -107,11 +122,11 @@ def kernel_shadow(search: Search) -> Found:
     for vcpu, registers in enumerate(search.registers):
         for space in search.spaces(vcpu):
             handler = _page_fault_address(space, registers)
-            if isinstance(handler, str):
+            if isinstance(handler, str) or not space.format.canonical:
                 continue
             for dtb in _frames_in(space, registers):
                 tried += 1
-                other = BareSpace(search.physical, dtb, space.levels)
+                other = BareSpace(search.physical, dtb, space.format.name)
                 if other.translate(handler) is not None and other.translate(KUSER_SHARED_DATA) is not None:
                     found = search.below(other, handler, f"page-fault handler {handler:#x}, CR3 from the KPCR")
                     if isinstance(found, KernelLocation):
@@ -149,8 +164,8 @@ def low_stub(search: Search) -> Found:
         first, target, cr3 = (struct.unpack_from("<Q", block, at)[0] for at in (0, _STUB_TARGET, _STUB_CR3))
         if first & _STUB_SIGNATURE_MASK != _STUB_SIGNATURE or target < KERNEL_HALF or cr3 & 0xFFF or not cr3 & FRAME:
             continue
-        for levels in (4, 5):
-            space = BareSpace(search.physical, cr3, levels)
+        for name in LONG:
+            space = BareSpace(search.physical, cr3, name)
             if space.translate(target) is not None:
                 found = search.below(space, target, f"low stub at {address:#x}")
                 if isinstance(found, KernelLocation):
@@ -163,11 +178,11 @@ def low_stub(search: Search) -> Found:
 
 def self_map(search: Search) -> Found:
     """A top-level table one of whose upper 256 entries is itself (slot 0x1ED, or random since 1607)."""
-    return _from_tables(search, "self-referencing PML4", _self_referencing(search))
+    return from_tables(search, "self-referencing PML4", _self_referencing(search), LONG)
 
 
 def _self_referencing(search: Search) -> Iterator[int]:
-    for address, pages in _pages(search):
+    for address, pages in pages_of(search):
         own = address + np.arange(len(pages), dtype=np.uint64) * np.uint64(PAGE_SIZE)
         upper = pages[:, 256:]
         rows = np.flatnonzero(((upper & np.uint64(FRAME | 0x81)) == (own | np.uint64(1))[:, None]).any(axis=1))
@@ -176,11 +191,11 @@ def _self_referencing(search: Search) -> Iterator[int]:
 
 def shared_data(search: Search) -> Found:
     """From the page of KUSER_SHARED_DATA, known by its text, up through the tables that map it."""
-    pages = _shared_pages(search)
+    pages = shared_pages(search)
     if not pages:
-        search.fail("KUSER_SHARED_DATA", "no page with its system root (X:\\WINDOWS) in physical memory")
+        search.fail("KUSER_SHARED_DATA", "no page with a system root (X:\\WINDOWS) in physical memory")
         return None
-    columns = [(address, table[:, (0, _KUSER_SLOT)].copy()) for address, table in _pages(search)]
+    columns = [(address, table[:, (0, _KUSER_SLOT)].copy()) for address, table in pages_of(search)]
 
     def holders(targets: set[int], column: int) -> set[int]:
         wanted = np.array(sorted(targets), dtype=np.uint64)
@@ -194,53 +209,73 @@ def shared_data(search: Search) -> Found:
     level = set(pages)
     for _ in range(3):  # page table, page directory, PDPT: the address has index 0 in each
         level = holders(level, 0)
-    return _from_tables(search, "KUSER_SHARED_DATA", iter(sorted(holders(level, 1))))
+    return from_tables(search, "KUSER_SHARED_DATA", iter(sorted(holders(level, 1))), LONG)
 
 
-def _shared_pages(search: Search) -> list[int]:
-    """Physical pages whose NtSystemRoot (documented at 0x30) is `X:\\WINDOWS` in UTF-16."""
-    pattern = re.compile(rb"[A-Z]\0:\0\\\0W\0I\0N\0D\0O\0W\0S\0", re.IGNORECASE)
+def shared_pages(search: Search) -> list[int]:
+    """Physical pages that may be KUSER_SHARED_DATA, by the fields that ntddk.h documents.
+
+    NtSystemRoot at 0x30 is `X:\\WINDOWS` in UTF-16, or any other folder of a drive where NtMajorVersion at 0x26C is one
+    of NT's: not every NT is installed into a folder of that name.
+    """
+    windows = re.compile(rb"[A-Z]\0:\0\\\0W\0I\0N\0D\0O\0W\0S\0", re.IGNORECASE)
+    folder = re.compile(rb"[A-Z]\0:\0\\\0(?:[\x20-\x7e]\0){2}")
     found = []
-    for address, pages in _pages(search):
+    for address, pages in pages_of(search):
         head = np.ascontiguousarray(pages[:, 6:9]).view(np.uint8)
         rows = np.flatnonzero((head[:, 1] == 0) & (head[:, 2] == ord(":")) & (head[:, 4] == ord("\\")))
-        found += [
-            address + int(row) * PAGE_SIZE
-            for row in rows
-            if pattern.match(search.physical.read(address + int(row) * PAGE_SIZE + 0x30, 32))
-        ]
+        for place in (address + int(row) * PAGE_SIZE for row in rows):
+            text = search.physical.read(place + 0x30, 32)
+            versions = struct.unpack("<II", search.physical.read(place + 0x26C, 8))
+            if windows.match(text) or (folder.match(text) and 4 <= versions[0] <= 10 and versions[1] < 10):
+                found.append(place)
     return found[:_MOST_CANDIDATES]
 
 
 def kernel_image(search: Search) -> Found:
-    """The kernel's RSDS record in physical memory names its PDB; that PDB's types find the System process's DTB."""
+    """The kernel's RSDS record in physical memory names its PDB; that PDB's types find the System process's DTB.
+
+    For a kernel without such a record, the types of the symbol files that the user names do.
+    """
     identities = list(dict.fromkeys(_records(search)))
     if not identities:
         search.fail("kernel's PE", f"no CodeView record of {', '.join(sorted(KERNEL_PDBS))} in physical memory")
-        return None
-    for identity in identities[:8]:
+    for identity in identities[:_MOST_KERNELS]:
         symbols = load(search.store, identity)
         if isinstance(symbols, str):
             search.fail("kernel's PE", f"{identity} is in memory, but {symbols}")
             continue
-        types = symbols.types
-        name = types.offset("_EPROCESS", "ImageFileName")
-        table = types.offset("_EPROCESS", "Pcb.DirectoryTableBase")
-        pid = types.offset("_EPROCESS", "UniqueProcessId")
-        dtbs = (
-            _word(search, place - name + table) & FRAME
-            for place in _find(search, _SYSTEM)
-            if _word(search, place - name + pid) == 4 and _word(search, place - name + table)
-        )
-        found = _from_tables(search, f"System process by the types of {identity.name}", dtbs)
+        found = _by_system_process(search, symbols)
+        if found is not None:
+            return found
+    for symbols in named_files(search.store)[0][:_MOST_KERNELS]:
+        found = _by_system_process(search, symbols) if "_EPROCESS" in symbols.types else None
         if found is not None:
             return found
     return None
 
 
-def _word(search: Search, address: int) -> int:
+def _by_system_process(search: Search, symbols: SymbolFile) -> Found:
+    types = symbols.types
+    names: tuple[str, ...] = LONG
+    if types.pointer_size == 4:
+        entry = types.size("_MMPTE_HARDWARE") if "_MMPTE_HARDWARE" in types else 0
+        names = {4: ("x86",), 8: ("pae",)}.get(entry, ("pae", "x86"))
+    root, width = FORMATS[names[0]].root, types.pointer_size
+    name = types.offset("_EPROCESS", "ImageFileName")
+    table = types.offset("_EPROCESS", "Pcb.DirectoryTableBase")
+    pid = types.offset("_EPROCESS", "UniqueProcessId")
+    dtbs = (
+        dtb
+        for place in _find(search, _SYSTEM)
+        if _word(search, place - name + pid, width) == 4 and (dtb := _word(search, place - name + table, width) & root)
+    )
+    return from_tables(search, f"System process by the types of {symbols.identity.name}", dtbs, names)
+
+
+def _word(search: Search, address: int, size: int) -> int:
     try:
-        return search.physical.u64(address) if address >= 0 else 0
+        return int.from_bytes(search.physical.read(address, size), "little") if address >= 0 else 0
     except UnreadableMemoryError:
         return 0
 
@@ -258,7 +293,7 @@ def _records(search: Search) -> Iterator[PdbIdentity]:
 def _find(search: Search, text: bytes) -> Iterator[int]:
     """Where `text` is in physical memory, at multiples of four bytes (compilers and the pool align what is sought)."""
     head = np.uint32(int.from_bytes(text[:4], "little"))
-    for address, pages in _pages(search):
+    for address, pages in pages_of(search):
         for place in np.flatnonzero(pages.reshape(-1).view(np.uint32) == head):
             start = address + 4 * int(place)
             try:
@@ -268,7 +303,7 @@ def _find(search: Search, text: bytes) -> Iterator[int]:
                 continue
 
 
-def _pages(search: Search) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+def pages_of(search: Search) -> Iterator[tuple[int, NDArray[np.uint64]]]:
     """Physical memory in chunks: the address of the first page, and the pages as entries, shape (n, 512)."""
     for run in search.physical.runs:
         first = -run.start % PAGE_SIZE
@@ -285,13 +320,13 @@ def _chunk(search: Search, run: Run, start: int) -> NDArray[np.uint64]:
     return data.view(np.uint64).reshape(-1, PAGE_SIZE // 8)
 
 
-def _from_tables(search: Search, anchor: str, candidates: Iterator[int]) -> Found:
-    """Try each top-level table: KUSER_SHARED_DATA must be mapped, and the kernel be found under it."""
+def from_tables(search: Search, anchor: str, candidates: Iterator[int], names: Sequence[str]) -> Found:
+    """Try each top-level table in each of the formats: it must map KUSER_SHARED_DATA, and the kernel be under it."""
     tried, said = 0, ""
     for dtb in candidates:
-        for levels in (4, 5):
-            space = BareSpace(search.physical, dtb, levels)
-            if space.translate(KUSER_SHARED_DATA) is None:
+        for name in names:
+            space = BareSpace(search.physical, dtb, name)
+            if space.translate(KUSER_SHARED_DATA if space.format.canonical else KUSER_SHARED_DATA32) is None:
                 continue
             tried += 1
             found = _in_space(search, space, f"{anchor} at {dtb:#x}")
@@ -314,8 +349,7 @@ def _noted(search: Search, anchor: str, found: KernelLocation | str) -> Found:
 def _in_space(search: Search, space: BareSpace, how: str) -> KernelLocation | str:
     """Look at every mapped page of the upper half for the kernel's headers, first where NT is loaded."""
     others = 0
-    parts = ((496, 511), (256, 495)) if space.levels == 4 else ((511, 511), (256, 510))
-    for first, last in parts:
+    for first, last in _KERNEL_SLOTS[space.format.name]:
         for page in image_pages(space, space.mapped(first, last, search.spend)):
             found = kernel_at(space, page, how)
             if isinstance(found, KernelLocation):
@@ -325,4 +359,5 @@ def _in_space(search: Search, space: BareSpace, how: str) -> KernelLocation | st
 
 
 BY_REGISTERS = (page_fault_handler, system_call_entry, instruction_pointer, header, kernel_shadow)
-BY_MEMORY = (low_stub, self_map, shared_data, kernel_image)
+BY_MEMORY = (low_stub, self_map, shared_data)
+BY_TYPES = (kernel_image,)

@@ -19,16 +19,16 @@ _COMPRESSION = "MemCompression"
 
 def facts(guest: Guest) -> Mapping[str, Value]:
     """The guest's kernel, page tables, RAM, paging files, compressed store and processors."""
-    location = guest.location
+    location, identity = guest.location, guest.location.identity
     return {
         "kernel": {
             "base": f"{location.base:#x}",
             "size": f"{location.size:#x}",
-            "pdb": location.identity.name,
-            "guid": location.identity.guid,
-            "age": location.identity.age,
+            "pdb": None if identity is None else identity.name,
+            "guid": None if identity is None else identity.guid,
+            "age": None if identity is None else identity.age,
             "found_by": location.how,
-            "symbols": guest.symbol_file(location.identity).path,
+            "symbols": guest.symbol_file_of_kernel.path,
         },
         "build": guest.build,
         "build_lab": guest.build_lab,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -16,12 +17,13 @@ from coldframe.errors import (
     UnreadableMemoryError,
 )
 from coldframe.memory import PhysicalMemory
-from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver
+from coldframe.paging import FORMATS, AddressSpace, PoolAddresses, PteLayout, Resolver
 from coldframe.symbols.model import PdbIdentity, SymbolFile
 from coldframe.windows import processor, startup
 from coldframe.windows.facts import Value, facts
 from coldframe.windows.handle import Handle, Objects, table_of
-from coldframe.windows.kernel import FindsSymbols, KernelLocation, Registers, find_kernel
+from coldframe.windows.kernel import KERNEL_HALF, FindsSymbols, KernelLocation, Registers, find_kernel
+from coldframe.windows.kernelsymbols import kernel_symbols
 from coldframe.windows.module import (
     KERNEL_ENTRY,
     KERNEL_NAME,
@@ -37,6 +39,7 @@ from coldframe.windows.pagingfile import PagingFile, PagingFiles
 from coldframe.windows.process import Process, Thread
 from coldframe.windows.section import Sections
 from coldframe.windows.sightings import Sighting, sightings
+from coldframe.windows.store import CompressedStore
 from coldframe.windows.typed import Struct, TypedMemory
 
 _Kept = TypeVar("_Kept")
@@ -69,7 +72,10 @@ class Guest:
         self._registers = tuple(registers)
         self._kept: dict[Hashable, object] = {}
         self._identities: dict[Hashable, PdbIdentity | None] = {}
-        self._symbol_files: dict[PdbIdentity, SymbolFile | SymbolFileNotFoundError] = {location.identity: symbol_file}
+        self.symbol_file_of_kernel = symbol_file
+        self._symbol_files: dict[PdbIdentity, SymbolFile | SymbolFileNotFoundError] = {}
+        if location.identity is not None:
+            self._symbol_files[location.identity] = symbol_file
         start = startup.read(physical, location, symbol_file)
         self.warnings += start.warnings
         self.dtb = start.dtb
@@ -77,19 +83,22 @@ class Guest:
         self.layout = PteLayout.from_types(self.types)
         self.resolver = Resolver(
             physical,
-            FORMATS[f"{location.levels}-level"],
+            replace(FORMATS[location.format], split=start.split),
             self.layout,
             kernel_dtb=self.dtb,
             invalid_pte_mask=self.invalid_pte_mask,
         )
         self.memory = AddressSpace(self.resolver, self.dtb)
         self.typed = TypedMemory(self.memory, self.types)
+        if self.layout.needs_pools:
+            self.resolver.layout = self.layout = self.layout.with_pools(self._pools())
         self.sections = Sections(self)
         self.objects = Objects(self)
         self._paging_files = PagingFiles(self)
         self.resolver.subsections = self.sections
         self.resolver.paging_files = self._paging_files
         self.resolver.virtual_store = self._paging_files.store_number
+        self.resolver.pages = CompressedStore(self)
         self.kernel = Module(
             self, self.memory, KERNEL_NAME, location.base, location.size, path="", is_kernel=True, source=location.how
         )
@@ -102,7 +111,11 @@ class Guest:
         `SymbolFileNotFoundError`, `TypeNotFoundError` when the symbol file lacks the kernel's types.
         """
         location = find_kernel(physical, store, registers)
-        return cls(physical, store, location, store.find(location.identity), registers)
+        symbol_file, warning = kernel_symbols(physical, store, location)
+        guest = cls(physical, store, location, symbol_file, registers)
+        if warning is not None:
+            guest.warn(warning)
+        return guest
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +131,24 @@ class Guest:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.location.identity} at {self.location.base:#x}>"
+
+    def _pools(self) -> PoolAddresses:
+        """Where the pools begin and end, from which the PTEs of NT 5 without PAE count."""
+
+        def told(name: str) -> int | None:
+            address = self.variable(name)
+            try:
+                return None if address is None else self.typed.pointer(address) or None
+            except UnreadableMemoryError:
+                return None
+
+        return PoolAddresses(told("MmPagedPoolStart"), told("MmSubsectionBase"), told("MmNonPagedPoolEnd"))
+
+    @property
+    def kernel_start(self) -> int:
+        """The first address that may be the kernel's."""
+        format = self.resolver.format  # noqa: A001 - its name
+        return KERNEL_HALF if format.canonical else format.kernel_start
 
     # What is kept, and for how long
 

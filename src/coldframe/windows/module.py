@@ -62,6 +62,8 @@ class Module:
     @property
     def symbols(self) -> SymbolFile:
         """The module's symbols; raises `SymbolFileNotFoundError` when there are none."""
+        if self.is_kernel:
+            return self.guest.symbol_file_of_kernel
         identity = self.pdb
         if identity is None:
             raise SymbolFileNotFoundError(

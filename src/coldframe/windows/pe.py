@@ -20,6 +20,7 @@ _LARGEST = 1 << 31
 _MOST_SECTIONS = 96
 _MOST_DEBUG_ENTRIES = 32
 _MOST_EXPORTS = 1 << 16
+_LONGEST_NAME = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class PeImage:
-    """The headers of the image at `base`. `directories` is (RVA, size) by number; `machine` is 0x8664 for x64."""
+    """The headers of the image at `base`.
+
+    `directories` is (RVA, size) by number; `machine` is 0x8664 for x64, 0x14C for x86.
+    """
 
     memory: ReadsMemory
     base: int
@@ -107,6 +111,20 @@ class PeImage:
             if kind == _CODEVIEW and 24 < length <= 0x1000 and where and where + length <= self.size:
                 return parse_rsds(self.memory.read(self.base + where, length))
         return None
+
+    def export_name(self) -> str | None:
+        """The file's name as its export directory has it (`ntoskrnl.exe`); None where it has none.
+
+        Raises `UnreadableMemoryError`.
+        """
+        directory = self.directory(EXPORT)
+        if directory is None:
+            return None
+        place = int.from_bytes(self.memory.read(self.base + directory[0] + 12, 4), "little")
+        if not 0 < place < self.size - _LONGEST_NAME:
+            return None
+        name = self.memory.read(self.base + place, _LONGEST_NAME).partition(b"\0")[0].decode("latin-1")
+        return name if name and name.isprintable() else None
 
     def exports(self) -> Iterator[tuple[str, int]]:
         """Each exported name and its RVA; forwarders left out."""

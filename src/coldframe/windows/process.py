@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from coldframe.errors import NotFoundError, TypeNotFoundError, UnreadableMemoryError
 from coldframe.paging import AddressSpace
 from coldframe.symbols.model import Enum
-from coldframe.windows.bare import FRAME
 from coldframe.windows.handle import Handle, HandleTable
 from coldframe.windows.module import KERNEL_ENTRY, USER_ENTRY, Module, entry_type, holding, loaded, named
+from coldframe.windows.startup import directory_table
 from coldframe.windows.typed import Struct, TypedMemory, first_field
 from coldframe.windows.vad import VadTree
 from coldframe.windows.wow64 import modules32
@@ -77,14 +77,14 @@ class Process:
     @property
     def dtb(self) -> int:
         """Physical address of its top-level page table, PCID and flags taken away: the kernel's view."""
-        return self.eprocess.integer("Pcb.DirectoryTableBase") & FRAME
+        return directory_table(self.eprocess, self.guest.resolver.format.root)
 
     @property
     def user_dtb(self) -> int | None:
         """The tables used in user mode under KVA shadow; None where there is no such pair."""
         if not self.eprocess.has("Pcb.UserDirectoryTableBase"):
             return None
-        value = self.eprocess.integer("Pcb.UserDirectoryTableBase") & FRAME
+        value = directory_table(self.eprocess, self.guest.resolver.format.root, "Pcb.UserDirectoryTableBase")
         return value or None  # 1 marks a process that runs unshadowed, as an administrator's may
 
     @property
@@ -198,7 +198,7 @@ class Process:
 
     def module_at(self, address: int) -> Module | None:
         """The module that `address` lies in, of the process or of the kernel."""
-        return holding(self.modules, address) if address < 1 << 63 else self.guest.module_at(address)
+        return holding(self.modules, address) if address < self.guest.kernel_start else self.guest.module_at(address)
 
 
 class Thread:

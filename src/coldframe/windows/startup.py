@@ -8,26 +8,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coldframe.errors import FormatError, TypeNotFoundError, UnreadableMemoryError
-from coldframe.memory import PhysicalMemory
+from coldframe.memory import PAGE_SIZE, PhysicalMemory
 from coldframe.paging.swizzle import mask_from_physical_bits
 from coldframe.symbols.model import SymbolFile
-from coldframe.windows.bare import FRAME, BareSpace
-from coldframe.windows.kernel import KERNEL_HALF, KernelLocation
-from coldframe.windows.typed import TypedMemory
+from coldframe.windows.bare import BareSpace
+from coldframe.windows.kernel import KernelLocation
+from coldframe.windows.typed import Array, Struct, TypedMemory
+
+_LOWEST_SPLIT, _HIGHEST_SPLIT = 0x8000_0000, 0xC000_0000
 
 
 @dataclass(slots=True)
 class Startup:
-    """The kernel's own DTB, the mask of its invalid PTEs, and what could not be read."""
+    """The kernel's own DTB, the mask of its invalid PTEs, and what could not be read.
+
+    `split` is where the kernel's half begins in a 32-bit guest, 0 in others.
+    """
 
     dtb: int
     invalid_pte_mask: int = 0
+    split: int = 0
     warnings: list[str] = field(default_factory=list)
 
 
 def read(physical: PhysicalMemory, location: KernelLocation, symbol_file: SymbolFile) -> Startup:
     """Read them for the kernel at `location`."""
-    space = BareSpace(physical, location.dtb, location.levels)
+    space = BareSpace(physical, location.dtb, location.format)
     typed = TypedMemory(space, symbol_file.types)
     start = Startup(location.dtb)
     try:
@@ -38,7 +44,28 @@ def read(physical: PhysicalMemory, location: KernelLocation, symbol_file: Symbol
         start.invalid_pte_mask = _invalid_pte_mask(location, symbol_file, typed)
     except (UnreadableMemoryError, FormatError) as error:
         start.warnings.append(f"mask of invalid PTEs: {error}")
+    if not space.format.canonical:
+        start.split = _split(location, symbol_file, typed)
     return start
+
+
+def directory_table(eprocess: Struct, root: int, path: str = "Pcb.DirectoryTableBase") -> int:
+    """The physical address of a process's top-level table; `root` masks it (the format's).
+
+    Before Vista it is the first of two numbers, of which the second is hyperspace's.
+    """
+    value = eprocess[path]
+    return int(value[0] if isinstance(value, Array) else value) & root
+
+
+def _split(location: KernelLocation, symbol_file: SymbolFile, typed: TypedMemory) -> int:
+    """Where the kernel's half begins: nt!MmSystemRangeStart, 2 GB or (booted with /3GB or IncreaseUserVA) above."""
+    rva = symbol_file.symbols.get("MmSystemRangeStart")
+    try:
+        start = 0 if rva is None else typed.pointer(location.base + rva)
+    except UnreadableMemoryError:
+        start = 0
+    return start if _LOWEST_SPLIT <= start <= _HIGHEST_SPLIT and not start % PAGE_SIZE else _LOWEST_SPLIT
 
 
 def _system_dtb(
@@ -47,12 +74,12 @@ def _system_dtb(
     """The DTB of PsInitialSystemProcess, when it maps the kernel where it was found; None early in boot."""
     rva = symbol_file.symbols.get("PsInitialSystemProcess")
     system = 0 if rva is None else typed.pointer(location.base + rva)
-    if system < KERNEL_HALF:
+    here = BareSpace(physical, location.dtb, location.format)
+    if system < here.kernel_half:
         return None
-    dtb = typed.struct("_EPROCESS", system).integer("Pcb.DirectoryTableBase") & FRAME
-    mapped = BareSpace(physical, dtb, location.levels).translate(location.base)
-    here = BareSpace(physical, location.dtb, location.levels).translate(location.base)
-    return dtb if mapped is not None and mapped == here else None
+    dtb = directory_table(typed.struct("_EPROCESS", system), here.format.root)
+    mapped = BareSpace(physical, dtb, location.format).translate(location.base)
+    return dtb if mapped is not None and mapped == here.translate(location.base) else None
 
 
 def _invalid_pte_mask(location: KernelLocation, symbol_file: SymbolFile, typed: TypedMemory) -> int:
@@ -70,6 +97,6 @@ def _invalid_pte_mask(location: KernelLocation, symbol_file: SymbolFile, typed: 
             return known
     variable = symbols.get("MiInvalidPteMask")
     if variable is not None:
-        return typed.integer(location.base + variable, types.pointer_size)
+        return typed.integer(location.base + variable, types.size("_MMPTE_HARDWARE"))
     bits = symbols.get("KiImplementedPhysicalBits")
     return 0 if bits is None else mask_from_physical_bits(typed.integer(location.base + bits, 1))
