@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.symbols.model import BitField
-from coldframe.windows.kernel import KERNEL_HALF
 from coldframe.windows.objectdirectory import ROOT, NamedObject, namespace
 from coldframe.windows.typed import Struct, first_field
 
@@ -78,7 +77,7 @@ class Objects:
             if table is None:
                 return ""
             address = guest.typed.pointer(table + self._type_index(header) * guest.types.pointer_size)
-        if address < KERNEL_HALF:
+        if address < guest.kernel_start:
             return ""
         return guest.once(("object type", address), lambda: self._read_type_name(address))
 
@@ -194,7 +193,7 @@ class HandleTable:
     def _decode(self, value: int, entry: Struct) -> Handle | None:
         """The handle in an entry; None for a free one."""
         header = self.pointer_of(entry)
-        if header < KERNEL_HALF:
+        if header < self._guest.kernel_start:
             return None
         access = entry.integer(
             first_field(self._guest.types, "_HANDLE_TABLE_ENTRY", "GrantedAccessBits", "GrantedAccess")
@@ -228,7 +227,8 @@ def table_of(guest: Guest, handle: int, own: int) -> tuple[HandleTable, int] | N
 
     None for the pseudo handles of the current process and thread.
     """
-    signed = handle - (1 << 64) if handle >> 63 else handle
+    bits = 8 * guest.types.pointer_size
+    signed = handle - (1 << bits) if handle >> bits - 1 else handle
     if -0x80000000 <= signed < 0 and -signed > 16:
         variable = guest.variable("ObpKernelHandleTable")
         address = 0 if variable is None else guest.typed.pointer(variable)

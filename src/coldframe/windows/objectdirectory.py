@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldframe.errors import NotFoundError, UnreadableMemoryError
-from coldframe.windows.kernel import KERNEL_HALF
 from coldframe.windows.typed import Struct
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _root(guest: Guest) -> int:
     if variable is None:
         raise NotFoundError("symbol", "nt!ObpRootDirectoryObject", hint="the kernel's symbols lack the root directory")
     address = guest.typed.pointer(variable)
-    if address < KERNEL_HALF:
+    if address < guest.kernel_start:
         raise NotFoundError("object directory", ROOT, hint=f"nt!ObpRootDirectoryObject holds {address:#x}")
     return address
 
@@ -92,7 +91,7 @@ def _children(guest: Guest, parent: str, address: int, seen: set[int]) -> list[N
     found = []
     for bucket in buckets:
         at = bucket
-        while at >= KERNEL_HALF and at not in seen and len(seen) < _MOST_ENTRIES:
+        while at >= guest.kernel_start and at not in seen and len(seen) < _MOST_ENTRIES:
             seen.add(at)
             try:
                 entry = guest.struct("_OBJECT_DIRECTORY_ENTRY", at)

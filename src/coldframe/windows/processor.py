@@ -6,31 +6,34 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from coldframe.errors import NotFoundError, UnreadableMemoryError
-from coldframe.windows.kernel import KERNEL_HALF
 from coldframe.windows.typed import Struct
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
 _MOST_PROCESSORS = 2048
+KPCR_PATHS = {8: (("gs_base", "k_gs_base"), "Self", "Prcb"), 4: (("fs_base",), "SelfPcr", "PrcbData")}
+"""By the size of a pointer: the segment bases that may be a KPCR, its pointer to itself, and the KPRCB in it."""
 
 
 def processor_block(guest: Guest, registers: Mapping[str, int], vcpu: int | None = None) -> Struct:
     """The `_KPRCB` of the vCPU with these registers.
 
     GS base is the KPCR in the kernel; in user mode (and in the first instructions of the kernel's entry) it is in
-    the swapped one. The KPCR proves itself by its field Self. Else, with `vcpu`, nt!KiProcessorBlock tells it.
+    the swapped one. In a 32-bit kernel FS base is. The KPCR proves itself by its field Self. Else, with `vcpu`,
+    nt!KiProcessorBlock tells it.
     Raises `NotFoundError`.
     """
     said = []
-    for name in ("gs_base", "k_gs_base"):
+    bases, own, block = KPCR_PATHS[guest.types.pointer_size]
+    for name in bases:
         base = registers.get(name, 0)
-        if base < KERNEL_HALF:
+        if base < guest.kernel_start:
             continue
         try:
             kpcr = guest.struct("_KPCR", base)
-            if kpcr.integer("Self") == base:
-                return kpcr.struct("Prcb")
+            if kpcr.integer(own) == base:
+                return kpcr.struct(block)
             said.append(f"{name} {base:#x} is no KPCR")
         except UnreadableMemoryError as error:
             said.append(f"{name}: {error}")
@@ -55,7 +58,7 @@ def _processor_blocks(guest: Guest) -> tuple[Struct, ...]:
     for number in range(_MOST_PROCESSORS):
         try:
             address = guest.typed.pointer(table + number * guest.types.pointer_size)
-            if address < KERNEL_HALF:
+            if address < guest.kernel_start:
                 break
             block = guest.struct("_KPRCB", address)
             if block.integer("Number") != number:

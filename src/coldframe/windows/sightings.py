@@ -17,7 +17,6 @@ from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.symbols.model import Enum
 from coldframe.windows.handle import HandleTable
-from coldframe.windows.kernel import KERNEL_HALF
 from coldframe.windows.process import Process
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ CID_TABLE = "cid table"
 SCAN = "scan"
 
 _CHUNK = 16 << 20
-_ALIGNMENT = 16  # of the pool's blocks on 64-bit Windows (wdm.h, ExAllocatePoolWithTag)
 _PROCESS_OBJECT = 3  # KOBJECTS, for kernels whose types leave it out
 _LARGEST_PID = 1 << 32
 
@@ -62,7 +60,7 @@ def cid_processes(guest: Guest) -> Iterator[Process]:
         return
     try:
         address = guest.typed.pointer(variable)
-        if address < KERNEL_HALF:
+        if address < guest.kernel_start:
             guest.warn(f"nt!PspCidTable holds {address:#x}: unlinked processes are not looked for there")
             return
         table = HandleTable(guest, address)
@@ -82,7 +80,7 @@ def scanned_processes(guest: Guest) -> Iterator[Process]:
     """
     head = guest.types.offset("_EPROCESS", "Pcb.ProfileListHead")
     seen: set[int] = set()
-    for physical, address in _empty_lists(guest, head % _ALIGNMENT):
+    for physical, address in _empty_lists(guest, head):
         body = address - head
         if body in seen or guest.resolver.translate(guest.dtb, address) != physical:
             continue
@@ -92,19 +90,25 @@ def scanned_processes(guest: Guest) -> Iterator[Process]:
             yield process
 
 
-def _empty_lists(guest: Guest, start: int) -> Iterator[tuple[int, int]]:
-    """Physical and virtual address of each `_LIST_ENTRY` of the kernel that points at itself, at `start` modulo 16."""
+def _empty_lists(guest: Guest, offset: int) -> Iterator[tuple[int, int]]:
+    """Physical and virtual address of each `_LIST_ENTRY` of the kernel that points at itself, `offset` into a block.
+
+    The pool's blocks are aligned to two pointers (wdm.h, ExAllocatePoolWithTag: 16 bytes on 64-bit Windows, else 8).
+    """
+    pointer = guest.types.pointer_size
+    alignment = 2 * pointer
+    start = offset % alignment
     for run in guest.physical.runs:
-        for at in range(run.start + start, run.end - _ALIGNMENT + 1, _CHUNK):
-            size = min(_CHUNK, run.end - at) // _ALIGNMENT * _ALIGNMENT
+        for at in range(run.start + start, run.end - alignment + 1, _CHUNK):
+            size = min(_CHUNK, run.end - at) // alignment * alignment
             try:
-                links = guest.physical.view(at, size).view("<u8").reshape(-1, 2)
+                links = guest.physical.view(at, size).view(f"<u{pointer}").reshape(-1, 2)
             except UnreadableMemoryError as error:
                 guest.warn(f"scan for processes: {error}")
                 continue
             flinks = links[:, 0]
-            places = np.flatnonzero((flinks == links[:, 1]) & (flinks >= KERNEL_HALF))
-            found = [(at + int(place) * _ALIGNMENT, int(flinks[place])) for place in places]
+            places = np.flatnonzero((flinks == links[:, 1]) & (flinks >= guest.kernel_start))
+            found = [(at + int(place) * alignment, int(flinks[place])) for place in places]
             for physical, address in found:
                 if not (physical ^ address) % PAGE_SIZE:
                     yield physical, address
@@ -112,7 +116,7 @@ def _empty_lists(guest: Guest, start: int) -> Iterator[tuple[int, int]]:
 
 def _process(guest: Guest, body: int, pid: int | None = None) -> Process | None:
     """The process at `body`, if what is there is one (that with `pid`): its object header says so."""
-    if body < KERNEL_HALF:
+    if body < guest.kernel_start:
         return None
     try:
         header = guest.struct("_OBJECT_HEADER", body - guest.types.offset("_OBJECT_HEADER", "Body"))
@@ -140,6 +144,7 @@ def is_plausible(process: Process) -> bool:
     back, so then only the list of threads is asked.
     """
     threads = process.eprocess.struct("ThreadListHead")
-    if threads.integer("Flink") < KERNEL_HALF or threads.integer("Blink") < KERNEL_HALF:
+    start = process.guest.kernel_start
+    if threads.integer("Flink") < start or threads.integer("Blink") < start:
         return False
     return not process.alive or process.dtb in process.guest.physical
