@@ -22,6 +22,7 @@ from coldframe.errors import CapabilityError, UnreadableMemoryError
 
 PAGE_SIZE = 4096
 
+_FEW_RUNS = 8  # so many are looked at one by one
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -77,8 +78,9 @@ class PhysicalMemory:
         self._start_array = np.array(self._starts, dtype=np.uint64)
         self._end_array = np.array([run.end for run in ordered], dtype=np.uint64)
         # For the resolver, which reads where it read before: the run that u64 (u32) read last as (start, end, its bytes
-        # as 64-bit (32-bit) words). One tuple, so that threads see it whole.
-        self.words64 = self.words32 = _NO_WORDS
+        # as 64-bit (32-bit) words); `hot` likewise the run that `read` read last, as bytes. One tuple, so that threads
+        # see it whole.
+        self.words64 = self.words32 = self.hot = _NO_WORDS
 
     def __repr__(self) -> str:
         return f"<PhysicalMemory {len(self.runs)} runs, {self.size:#x} bytes>"
@@ -126,10 +128,13 @@ class PhysicalMemory:
 
     def read(self, address: int, size: int) -> bytes:
         """Return exactly `size` bytes at `address`; raises `UnreadableMemoryError` where part of it is a hole."""
+        start, end, held = self.hot
+        if start <= address and 0 <= size <= end - address:
+            return held[address - start : address - start + size].tobytes()
         run = self.run_at(address)
         if run is not None and isinstance(run.backing, memoryview) and 0 <= size <= run.start + run.size - address:
-            offset = run.offset + address - run.start
-            return bytes(run.backing[offset : offset + size])
+            self.hot = run.start, run.end, run.backing[run.offset : run.offset + run.size]
+            return self.hot[2][address - run.start : address - run.start + size].tobytes()
         done, parts = 0, []
         for run, offset, length in self._pieces(address, size):
             parts.append(_read_piece(run, offset, length, address + done))
@@ -169,7 +174,7 @@ class PhysicalMemory:
 
     def release(self) -> None:
         """Let go of the views kept for speed, so that the owner of a buffer can close it. The memory stays usable."""
-        self.words64 = self.words32 = _NO_WORDS
+        self.words64 = self.words32 = self.hot = _NO_WORDS
 
     def view(self, address: int, size: int) -> NDArray[np.uint8]:
         """`size` bytes at `address` as an array (size,) of uint8: without a copy where one buffer holds them all.
@@ -180,6 +185,46 @@ class PhysicalMemory:
         if run is not None and isinstance(run.backing, memoryview) and address + size <= run.end:
             return np.frombuffer(run.backing, dtype=np.uint8, count=size, offset=run.offset + address - run.start)
         return np.frombuffer(self.read(address, size), dtype=np.uint8)
+
+    def slices(self, pages: NDArray[np.uint64], first: int, last: int) -> list[memoryview] | None:
+        """The bytes of n 4096-byte pages (n >= 1) without a copy: adjoining pages as one slice.
+
+        `first` is where to begin in the first page, `last` where to end in the last. None where a page is not wholly
+        in a buffer.
+        """
+        index = np.searchsorted(self._start_array, pages, side="right") - 1 if len(self.runs) > 1 else None
+        breaks = pages[1:] != pages[:-1] + np.uint64(PAGE_SIZE)
+        if index is not None:
+            breaks |= index[1:] != index[:-1]
+        begins = np.concatenate(([0], np.flatnonzero(breaks) + 1))
+        low = pages[begins]
+        high = pages[np.append(begins[1:], len(pages)) - 1] + np.uint64(PAGE_SIZE)
+        low[0] += np.uint64(first)
+        high[-1] -= np.uint64(PAGE_SIZE - last)
+        if index is None or not index.any():
+            return self._slices_of(0, low, high)
+        number = index[begins]
+        if int(number[0]) == int(number[-1]) and (number == number[0]).all():
+            return self._slices_of(int(number[0]), low, high)
+        out: list[memoryview] = []
+        for run, start, end in zip(number.tolist(), low, high, strict=True):
+            part = self._slices_of(run, start[None], end[None])
+            if part is None:
+                return None
+            out += part
+        return out
+
+    def _slices_of(self, number: int, low: NDArray[np.uint64], high: NDArray[np.uint64]) -> list[memoryview] | None:
+        """Slices of one run's buffer; None where one leaves it."""
+        if not 0 <= number < len(self.runs):
+            return None
+        run = self.runs[number]
+        held = run.backing
+        if not isinstance(held, memoryview) or int(low.min()) < run.start or int(high.max()) > run.end:
+            return None
+        ends = (high + np.uint64(run.offset) - np.uint64(run.start)).tolist()
+        starts = (low + np.uint64(run.offset) - np.uint64(run.start)).tolist()
+        return [held[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def read_many(self, addresses: NDArray[np.uint64], size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Read `size` bytes at each of n addresses.
@@ -232,7 +277,9 @@ class PhysicalMemory:
             return None
         count = run.size // size
         base = np.frombuffer(run.backing, dtype=np.uint8, count=count * size, offset=run.offset).reshape(count, size)
-        index = ((addresses - np.uint64(run.start)) // np.uint64(size)).astype(np.int64)
+        index = ((addresses - np.uint64(run.start)) >> np.uint64(size.bit_length() - 1)).view(np.int64)
+        if size == 8:  # as words: many times as fast as rows of eight bytes
+            return base.view(np.uint64).ravel().take(index, mode="clip").view(np.uint8).reshape(-1, 8)
         out = np.empty((len(addresses), size), dtype=np.uint8)
         return base.take(index, axis=0, out=out, mode="clip")
 
@@ -248,6 +295,12 @@ class PhysicalMemory:
             run = self.run_at(int(addresses.min()))
             if run is not None and int(addresses.max()) + size <= run.end:
                 return np.ones(len(addresses), dtype=np.bool_)
+        if len(self.runs) <= _FEW_RUNS and size > 0:
+            inside = np.zeros(len(addresses), dtype=np.bool_)
+            for run in self.runs:
+                if run.size >= size:  # below the start, the difference is a very large number
+                    inside |= addresses - np.uint64(run.start) <= np.uint64(run.size - size)
+            return inside
         index = np.searchsorted(self._start_array, addresses, side="right").astype(np.int64) - 1
         ends = self._end_array[np.maximum(index, 0)]
         found: NDArray[np.bool_] = (

@@ -74,7 +74,8 @@ def test_more_cells_than_a_picture_shows_are_refused():
     zero = np.zeros(count, np.uint64)
     small = np.zeros(count, np.uint8)
     address = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(PAGE)
-    pages = PageArrays(address, np.full(count, PAGE, np.uint64), code, small, zero, small, zero, zero)
+    size = np.full(count, PAGE, np.uint64)
+    pages = PageArrays(address, size, code, small, zero, small, zero, zero, zero, small.astype(np.bool_))
     with pytest.raises(UsageError, match="too many"):
         map_figure(pages, [], "", "")
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from coldframe.errors import FormatError
 from coldframe.paging.formats import PAGE_MASK, PAGE_SIZE
 from coldframe.paging.page import State, Via
+from coldframe.paging.sources import AbsentPages
 
 STATES: tuple[State, ...] = tuple(State)
 """A row's state is an index into these."""
@@ -24,6 +25,9 @@ MOST_ROWS = 1 << 25
 NO_TABLE = np.uint64(NOWHERE & ~PAGE_MASK)
 
 U64 = NDArray[np.uint64]
+Index = NDArray[np.int64]
+
+_NONE = np.empty(0, np.uint64)
 
 CODE = {state: code for code, state in enumerate(STATES)}
 BIT = {via: 1 << number for number, via in enumerate(VIAS)}
@@ -35,8 +39,9 @@ class PageArrays:
 
     `address` and `size` are in bytes; `state` indexes `STATES`, `via` is a set of bits by `VIAS`; `physical` is the
     guest-physical address of the row's first byte, or `NOWHERE`; `number` and `offset` are the paging file's number
-    and the byte offset in it (state pagefile or compressed); `subsection` is the kernel-virtual address of the
-    `_SUBSECTION` (state subsection). Columns that do not apply are 0.
+    and the byte offset in it (state pagefile or compressed); `subsection` and `prototype_pte` are the kernel-virtual
+    addresses of the `_SUBSECTION` and of the page's prototype PTE (state subsection). Columns that do not apply are 0.
+    `supplied` says of which pages a page source has the bytes.
     """
 
     address: U64
@@ -47,15 +52,28 @@ class PageArrays:
     number: NDArray[np.uint8]
     offset: U64
     subsection: U64
+    prototype_pte: U64
+    supplied: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.address)
 
     @property
-    def readable(self) -> NDArray[np.bool_]:
-        """Which rows' bytes can be had: in RAM, or promised zeros."""
-        found: NDArray[np.bool_] = (self.physical != np.uint64(NOWHERE)) | (self.state == CODE[State.DEMAND_ZERO])
+    def in_memory(self) -> NDArray[np.bool_]:
+        """Which rows' bytes can be had without a page source: in RAM, or promised zeros."""
+        found: NDArray[np.bool_] = self.physical != np.uint64(NOWHERE)
+        found |= self.state == CODE[State.DEMAND_ZERO]
         return found
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Which rows' bytes can be had: in RAM, promised zeros, or supplied by a page source."""
+        return self.in_memory | self.supplied
+
+    def absent(self, rows: NDArray[np.int64]) -> AbsentPages:
+        """Those rows as a source of pages is asked for them."""
+        paging_file = self.state[rows], self.number[rows], self.offset[rows]
+        return AbsentPages(*paging_file, self.subsection[rows], self.prototype_pte[rows])
 
     def census(self) -> Census:
         """How many 4 KB pages are in each state, were reached by each indirection, and can be read."""
@@ -121,10 +139,39 @@ class Views(NamedTuple):
         return cls(empty, empty, empty, np.empty(0, np.uint8))
 
 
+class Columns:
+    """Rows of one page each in the making, at known addresses: unmapped until something is put in them.
+
+    `address`, `via`, `state` and `physical` have shape (n,); the other columns are made when something is put in them.
+    """
+
+    def __init__(self, address: U64, via: NDArray[np.uint8]) -> None:
+        self.address = address
+        self.via = via
+        self.state = np.full(len(address), CODE[State.UNMAPPED], np.uint8)
+        self.physical = np.full(len(address), NOWHERE, np.uint64)
+        self._others: dict[str, NDArray[Any]] = {}
+
+    def put(self, where: Index, **columns: U64 | NDArray[np.uint8]) -> None:
+        """Put values in the rows `where` of the columns number, offset, subsection or prototype_pte."""
+        if not len(where):
+            return
+        for name, values in columns.items():
+            if name not in self._others:
+                self._others[name] = np.zeros(len(self.address), values.dtype)
+            self._others[name][where] = values
+
+    def others(self, keep: NDArray[np.bool_] | None) -> dict[str, NDArray[Any]]:
+        """The columns that something was put in; of those rows."""
+        if keep is None:
+            return self._others
+        return {name: column.compress(keep) for name, column in self._others.items()}
+
+
 class Rows:
     """Rows in the making: columns of blocks, each by address."""
 
-    KINDS = ("u8", "u8", "u1", "u1", "u8", "u1", "u8", "u8")
+    KINDS = ("u8", "u1", "u1", "u8", "u1", "u8", "u8", "u8")
 
     def __init__(self) -> None:
         self.blocks: list[tuple[U64, tuple[NDArray[np.generic] | int, ...]]] = []
@@ -141,6 +188,7 @@ class Rows:
         number: int | NDArray[np.uint8] = 0,
         offset: int | U64 = 0,
         subsection: int | U64 = 0,
+        prototype_pte: int | U64 = 0,
     ) -> None:
         """Append rows; a plain number stands for a column of it."""
         count = len(address)
@@ -149,7 +197,15 @@ class Rows:
         self.expect(count)
         self.count += count
         code = CODE[state] if isinstance(state, State) else state
-        self.blocks.append((address, (size, code, via, physical, number, offset, subsection)))
+        self.blocks.append((address, (size, code, via, physical, number, offset, subsection, prototype_pte)))
+
+    def add_columns(self, columns: Columns, keep: NDArray[np.bool_] | None = None) -> None:
+        """Append rows of one page each: all, or those of the mask."""
+        address, state, via, physical = columns.address, columns.state, columns.via, columns.physical
+        if keep is not None:
+            address, state, via = address.compress(keep), state.compress(keep), via.compress(keep)
+            physical = physical.compress(keep)
+        self.add(address, PAGE_SIZE, state, via, physical=physical, **columns.others(keep))
 
     def expect(self, count: int) -> None:
         """Raise `FormatError` where so many more rows would be more than there can be."""
@@ -159,13 +215,16 @@ class Rows:
             )
 
     def arrays(self) -> PageArrays:
-        """The rows, by address. A column that says the same of every row takes no memory, and is read-only."""
-        address = np.concatenate([block[0] for block in self.blocks]) if self.blocks else np.empty(0, np.uint64)
+        """The rows, by address, none supplied. A column that says the same of every row takes no memory, and is
+        read-only."""
+        addresses = [block[0] for block in self.blocks]
+        address = np.concatenate(addresses) if len(addresses) > 1 else addresses[0] if addresses else _NONE
         order = None if (address[1:] > address[:-1]).all() else np.argsort(address, kind="stable")
-        columns = [self._column(number, kind, order) for number, kind in enumerate(self.KINDS[1:])]
+        columns = [self._column(number, kind, order) for number, kind in enumerate(self.KINDS)]
+        columns.append(np.broadcast_to(np.False_, (self.count,)))
         return PageArrays(address if order is None else address[order], *columns)
 
-    def _column(self, number: int, kind: str, order: NDArray[np.int64] | None) -> NDArray[Any]:
+    def _column(self, number: int, kind: str, order: Index | None) -> NDArray[Any]:
         parts = [columns[number] for _, columns in self.blocks]
         told = {part for part in parts if isinstance(part, int)}
         if len(told) <= 1 and all(isinstance(part, int) for part in parts):

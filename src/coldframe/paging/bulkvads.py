@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from coldframe.paging.arrays import BIT, CODE, U64, Rows, Tables, Views
+from coldframe.paging.arrays import BIT, CODE, U64, Columns, Rows, Tables, Views
 from coldframe.paging.formats import PAGE_SIZE
 from coldframe.paging.intervals import complement, overlaps, remainder
 from coldframe.paging.page import State, Via
@@ -78,7 +78,9 @@ class BulkVads:
         into = (np.arange(total[-1] if len(total) else 0) - np.repeat(total - number, number)).astype(np.uint64)
         address = np.repeat(low, number) + into * np.uint64(PAGE_SIZE)
         place = np.repeat(pointer, number) + into * np.uint64(self.bulk.format.entry_size)
-        self.bulk.prototypes(address, place, np.repeat(via, number), rows)
+        columns = Columns(address, np.repeat(via, number))
+        self.bulk.prototypes(columns, np.arange(len(address)), place)
+        rows.add_columns(columns)
 
     def _large_view(self, low: int, high: int, pointer: int, via: int, rows: Rows) -> Views:
         """The parts of a view whose prototype PTEs there are; rows for the others.

@@ -31,7 +31,7 @@ def spans(pages: PageArrays, start: int, end: int) -> Iterator[Span]:
     if end <= start:
         return
     last = pages.address + (pages.size - np.uint64(1))
-    chosen = np.flatnonzero(pages.readable & (last >= np.uint64(start)) & (pages.address <= np.uint64(end - 1)))
+    chosen = np.flatnonzero(pages.in_memory & (last >= np.uint64(start)) & (pages.address <= np.uint64(end - 1)))
     if not len(chosen):
         return
     address, physical = pages.address[chosen], pages.physical[chosen]
