@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from coldframe.cli import census, dump, figure, handles, lists, live, pages, practice, search
+from coldframe.cli import census, dump, figure, handles, lists, live, pages, practice, search, types
 
 app = typer.Typer(
     name="coldframe",
@@ -15,5 +15,5 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-for room in (lists, handles, pages, census, search, figure, dump, live, practice):
+for room in (lists, handles, pages, census, search, figure, dump, live, types, practice):
     room.register(app)
