@@ -1,0 +1,11 @@
+"""The resident boot: a Windows guest that boots once so that no page ever leaves RAM.
+
+No paging file is created, images are backed by RAM, memory compression does not start; nothing in the guest's
+configuration or on its disk changes. `ResidentBoot` watches and steers the boot of a machine that is paused before its
+first instruction.
+"""
+
+from coldframe.resident.booting import ResidentBoot
+from coldframe.resident.phases import BootEvent, BootOptions, Phase
+
+__all__ = ["BootEvent", "BootOptions", "Phase", "ResidentBoot"]

@@ -1,0 +1,327 @@
+"""A boot watched and steered from its first instruction to the end of its paging files.
+
+The guest stands still whenever something is looked at or changed; in between it runs freely to the next hardware
+breakpoint or watchpoint. At no time more than three of the processor's four debug registers are used:
+
+    firmware  a write watchpoint on KUSER_SHARED_DATA, short slices          -> the kernel
+    kernel    a write watchpoint on nt!PsInitialSystemProcess                -> the System process; images in RAM
+    system    nt!NtCreatePagingFile, a watchpoint on the process list's end  -> smss.exe, csrss.exe, all others
+    csrss     the watchpoint alone                                           -> the end
+"""
+
+from __future__ import annotations
+
+import time
+
+from coldframe.debug import LiveGuest
+from coldframe.debug.current import process_at
+from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, NotFoundError, UnreadableMemoryError
+from coldframe.qemu import VirtualMachine
+from coldframe.qemu.arrivals import Breakpoint, Stop
+from coldframe.resident.images import EjectableVolume, KeepsImagesInRam, WinpeMode
+from coldframe.resident.pagingfiles import FUNCTION, PagingFileCall, PagingFileGate
+from coldframe.resident.phases import BootEvent, BootOptions, Phase, Tell
+from coldframe.resident.watching import BootTimeoutError, wait_for_kernel
+from coldframe.windows.kernel import KERNEL_HALF, FindsSymbols
+
+FIRST_USER_PROCESS = "smss.exe"
+END_OF_PAGING_FILES = "csrss.exe"
+_LOOK = 0.5
+"""Seconds between two looks at whether the machine was reset."""
+
+
+class _RestartError(Exception):
+    """The guest was reset: everything begins anew."""
+
+
+class ResidentBoot:
+    """One boot of the machine `vm`, which is paused before its first instruction, or attached to later.
+
+    `run` does it. Afterwards `calls` are the calls of NtCreatePagingFile, `changed` what was set to keep images in RAM,
+    `lost` what could not be had because the boot was too far. Leaving by an exception (Ctrl-C) removes every
+    breakpoint when `vm` is closed, and the guest boots on.
+    """
+
+    def __init__(
+        self, vm: VirtualMachine, store: FindsSymbols, options: BootOptions | None = None, tell: Tell | None = None
+    ) -> None:
+        self.vm = vm
+        self.store = store
+        self.options = options or BootOptions()
+        self.phase = Phase.FIRMWARE
+        self.calls: list[PagingFileCall] = []
+        self.changed: list[str] = []
+        self.lost: list[str] = []
+        self.processes: list[tuple[int, str]] = []
+        self._tell = tell or (lambda event: None)
+        self._began = time.monotonic()
+        self._points: dict[int, Breakpoint] = {}
+        self._images: KeepsImagesInRam | None = None
+        self._volume: EjectableVolume | None = None
+        self._gate: PagingFileGate | None = None
+        self._guest: LiveGuest | None = None
+        self._head = 0
+        self._last = 0
+
+    # The boot as a whole
+
+    def run(self) -> LiveGuest:
+        """Boot to csrss.exe, then as far as the options say; returns the guest, paused, with no breakpoint set.
+
+        Raises `BootTimeoutError` with what was seen, `GuestGoneError`, `SymbolFileNotFoundError`, `SymbolNotFoundError`
+        for a kernel that lacks a symbol.
+        """
+        deadline = self._began + self.options.timeout
+        try:
+            while True:
+                try:
+                    self._boot(deadline)
+                    break
+                except _RestartError:
+                    self._forget()
+                    self.say("restart", "the guest was reset; the boot is watched anew")
+            self._afterwards()
+        finally:
+            self._remove_all()
+        guest = self._renewed()
+        if self.options.stealth and self._images is not None:
+            undone = self._images.undo(guest)
+            if undone is not None:
+                self.say("images-in-ram", f"put back: {undone}", name=undone)
+        self._enter(Phase.DONE)
+        return guest
+
+    def _boot(self, deadline: float) -> None:
+        self._guest = wait_for_kernel(self.vm, self.store, deadline, idle=self._idle)
+        self._enter(Phase.KERNEL, f"{self._guest.location.identity} at {self._guest.location.base:#x}")
+        self._needed()
+        self._wait_for_system(deadline)
+        late = self._began_late()
+        self._enter(Phase.SYSTEM)
+        self._guest = self._renewed()
+        self._keep_images()
+        self._head = self._guest.kernel.symbol("PsActiveProcessHead")
+        self._watch(self._head + self._guest.types.pointer_size, "write")  # LIST_ENTRY.Blink: the newest process
+        if late is Phase.CSRSS:
+            self._enter(Phase.CSRSS)
+            return
+        self._gate = PagingFileGate(self._guest)
+        self._watch(self._gate.address, "hardware")
+        if late is Phase.SMSS:
+            self._enter(Phase.SMSS)
+        while self.phase is not Phase.CSRSS:
+            self._run(deadline, f"{END_OF_PAGING_FILES} has not started")
+
+    def _afterwards(self) -> None:
+        """Behind csrss.exe: on to the process that `until` names, then for the time that `settle` gives."""
+        options = self.options
+        if options.until is not None:
+            until = options.until.lower()
+            deadline = time.monotonic() + options.until_timeout
+            while not any(name.lower() == until[:14] or name.lower() == until for _, name in self.processes):
+                self._run(deadline, f"{options.until} has not started")
+        deadline = time.monotonic() + options.settle
+        while time.monotonic() < deadline:
+            self._run_once(deadline)
+
+    # Phases
+
+    def _needed(self) -> None:
+        """A kernel without one of the symbols is told at once, not when it matters."""
+        guest = self._live()
+        for name in ("PsInitialSystemProcess", "PsActiveProcessHead", FUNCTION):
+            guest.kernel.symbol(name)
+        match self.options.images_in_ram:
+            case "winpe":
+                self._images = WinpeMode()
+                guest.kernel.symbol("InitWinPEModeType")
+            case "device":
+                self._images = self._volume = EjectableVolume(guest)
+
+    def _wait_for_system(self, deadline: float) -> None:
+        """Until nt!PsInitialSystemProcess is not null: a write watchpoint stops the guest right behind the write."""
+        guest = self._live()
+        address = guest.kernel.symbol("PsInitialSystemProcess")
+        point = None
+        while self._pointer(address) < KERNEL_HALF:
+            if point is None:
+                point = self._watch(address, "write")
+            self._run(deadline, "the kernel has not made its System process")
+        self._unwatch(address)
+
+    def _began_late(self) -> Phase | None:
+        """The phase that the boot was in already when it was first looked at, with what is lost by that."""
+        guest = self._renewed()
+        names = {process.name.lower() for process in guest.processes}
+        if not names & {FIRST_USER_PROCESS, END_OF_PAGING_FILES}:
+            return None
+        for process in guest.processes:
+            self.processes.append((process.pid, process.name))
+        self._lose(
+            "images that are mapped already keep their pages in their files; only those mapped from now on live in RAM"
+        )
+        files = [file.name or f"number {file.number}" for file in guest.paging_files if not file.is_store]
+        if files:
+            self._lose(f"paging files that exist already stay in use: {', '.join(files)}")
+        if END_OF_PAGING_FILES in names:
+            self._lose(f"{END_OF_PAGING_FILES} runs: the boot is over, nothing is kept from creating paging files")
+            return Phase.CSRSS
+        return Phase.SMSS
+
+    def _keep_images(self) -> None:
+        if self._images is None:
+            return
+        done = self._images.begin(self._live())
+        if done is not None:
+            self.changed.append(done)
+            self.say("images-in-ram", done, name=done)
+        if self._volume is not None:
+            self._watch(self._volume.address, "hardware")
+
+    # Running and what stops it
+
+    def _run(self, deadline: float, missing: str) -> None:
+        """Run to the next stop, or for a while; raises `BootTimeoutError` saying what is `missing` at the deadline."""
+        if time.monotonic() >= deadline:
+            raise BootTimeoutError(f"{missing} within the time allowed; {self._seen()}")
+        self._run_once(deadline)
+
+    def _run_once(self, deadline: float) -> None:
+        guest = self._live()
+        stop = self.vm.run_until_stop(max(0.001, min(_LOOK, deadline - time.monotonic())))
+        guest.new_pause()
+        if stop is None:
+            self._check_restart()
+            self._idle()
+        elif stop.reason == "shutdown":
+            raise GuestGoneError(f"the guest shut down during its boot; {self._seen()}")
+        elif stop.reason == "interrupt":
+            raise CapabilityError("somebody else paused the guest during its boot; it is left paused")
+        else:
+            self._stopped(guest, stop)
+
+    def _stopped(self, guest: LiveGuest, stop: Stop) -> None:
+        if stop.reason == "watchpoint":
+            if self._head and stop.address is not None and stop.address >= self._head:
+                self._new_process(guest)
+            return
+        if self._volume is not None and stop.address == self._volume.address:
+            done = self._volume.asked(guest, stop.vcpu)
+            if done is not None:
+                self.changed.append(done)
+                self.say("images-in-ram", done, name=done)
+        elif self._gate is not None and stop.address == self._gate.address:
+            call = self._gate.arrived(stop.vcpu)
+            self.calls.append(call)
+            self._say_call(call)
+
+    def _say_call(self, call: PagingFileCall) -> None:
+        size = f" of {call.minimum} to {call.maximum} bytes" if call.minimum is not None else ""
+        what = f"{call.file or 'a file whose name is not readable'}{size}"
+        text = f"prevented: {what}" if call.prevented else f"let through: {what}, for {call.process}: {call.reason}"
+        self.say("paging-file", text, name=call.file, pid=call.pid, process=call.process, prevented=call.prevented)
+
+    def _new_process(self, guest: LiveGuest) -> None:
+        """The end of nt!PsActiveProcessHead was written: a process was linked in (or the last one taken out)."""
+        offset = guest.types.offset("_EPROCESS", "ActiveProcessLinks")
+        newest = self._pointer(self._head + guest.types.pointer_size)
+        if newest < KERNEL_HALF or newest == self._head:
+            return
+        try:
+            process = process_at(guest, newest - offset)
+            pid, name = process.pid, process.name
+        except ColdframeError:
+            return
+        if (pid, name) in self.processes[-64:]:
+            return
+        self.processes.append((pid, name))
+        self.say("process", f"{name} ({pid})", name=name, pid=pid)
+        if self.phase is Phase.SYSTEM and name.lower() == FIRST_USER_PROCESS:
+            self._guest = self._renewed()
+            self._enter(Phase.SMSS)
+        elif name.lower() == END_OF_PAGING_FILES and self.phase is not Phase.CSRSS:
+            if self._gate is not None:
+                self._unwatch(self._gate.address)
+            if self._volume is not None and self.options.stealth:
+                self._unwatch(self._volume.address)
+            self._enter(Phase.CSRSS)
+
+    def _check_restart(self) -> None:
+        """After a reset the vCPU is in firmware, or in a kernel elsewhere."""
+        guest = self._live()
+        try:
+            held = guest.memory.read(guest.location.base, 2) == b"MZ"
+        except ColdframeError:
+            held = False
+        tables = self.vm.descriptor_tables(0)
+        if not held or tables.idt_base < KERNEL_HALF:
+            raise _RestartError
+
+    # Small things
+
+    def _live(self) -> LiveGuest:
+        if self._guest is None:
+            raise NotFoundError("kernel", "of this boot", hint="it has not come up yet")
+        return self._guest
+
+    def _renewed(self) -> LiveGuest:
+        """The guest, its System process and memory manager read anew: early in the boot they were not there."""
+        return LiveGuest.of_machine(self.vm, self.store)
+
+    def _pointer(self, address: int) -> int:
+        try:
+            return self._live().typed.pointer(address)
+        except UnreadableMemoryError:
+            return 0
+
+    def _watch(self, address: int, kind: str) -> Breakpoint:
+        length = self._live().types.pointer_size if kind == "write" else 1
+        point = self._points[address] = self.vm.insert_breakpoint(address, kind, length)
+        return point
+
+    def _unwatch(self, address: int) -> None:
+        point = self._points.pop(address, None)
+        if point is not None:
+            self.vm.remove_breakpoint(point)
+
+    def _remove_all(self) -> None:
+        for address in list(self._points):
+            try:
+                self._unwatch(address)
+            except ColdframeError:  # the machine is gone, or is taken care of when it is let go
+                continue
+
+    def _forget(self) -> None:
+        self._remove_all()
+        self._images = self._volume = self._gate = self._guest = None
+        self._head = 0
+        self.calls.clear()
+        self.changed.clear()
+        self.lost.clear()
+        self.processes.clear()
+        self.phase = Phase.FIRMWARE
+
+    def _enter(self, phase: Phase, text: str = "") -> None:
+        self.phase = phase
+        self.say("phase", text or phase.value)
+
+    def _lose(self, what: str) -> None:
+        self.lost.append(what)
+        self.say("late", what)
+
+    def _idle(self) -> None:
+        """Let whoever shows progress know that time passes."""
+        self.say("tick", "")
+
+    def _seen(self) -> str:
+        """What the boot has shown so far, for people."""
+        names = ", ".join(name for _, name in self.processes[-8:]) or "none"
+        return f"phase {self.phase}, processes so far: {names}"
+
+    def say(
+        self, kind: str, text: str, *, name: str | None = None, pid: int | None = None, process: str | None = None,
+        prevented: bool | None = None,
+    ) -> None:  # fmt: skip
+        """Tell of an event."""
+        seconds = round(time.monotonic() - self._began, 3)
+        self._tell(BootEvent(kind, self.phase, seconds, text, name, pid, process, prevented))
