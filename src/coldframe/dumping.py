@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldframe.errors import UsageError
-from coldframe.target import PathLike, attach, symbol_store
+from coldframe.target import PathLike, attach, open_target, symbol_store
 
 if TYPE_CHECKING:
     from coldframe.images.output import Progress
@@ -30,13 +30,22 @@ def dump(
     format: str | None = None,  # noqa: A002 - the option's name on the command line
     symbols: Sequence[PathLike] = (),
     progress: Progress | None = None,
+    pid: int | None = None,
 ) -> tuple[str, ...]:
     """Write the physical memory of `target`, an image or a running guest, to the file `output`; returns warnings.
+
+    With `pid` the address space of that process instead: see `coldframe.processdump`.
 
     `format` is "raw", "elf" (ELF core) or "dmp" (Windows crash dump), by default as `output`'s suffix says. A crash
     dump needs the kernel's symbols, unless the target is a crash dump itself. A running guest is paused meanwhile.
     The file appears when it is whole; then it replaces what was there. Raises `OutputError`, and what opening raises.
     """
+    if pid is not None:
+        from coldframe import processdump  # noqa: PLC0415 - only a process needs it
+
+        chosen = format_of(output, format, processdump.SUFFIXES)
+        with open_target(target, symbols=symbols) as guest:
+            return processdump.write_process(guest.process(pid), Path(output), chosen, progress)
     chosen, path = format_of(output, format), Path(output)
     if Path(target).is_file():
         return _dump_image(Path(target), path, chosen, symbols, progress)
@@ -54,17 +63,17 @@ def dump(
     return ()
 
 
-def format_of(output: PathLike, given: str | None = None) -> str:
-    """The format to write: `given`, else what the suffix of `output` means; raises `UsageError`."""
+def format_of(output: PathLike, given: str | None = None, known: Mapping[str, tuple[str, ...]] = SUFFIXES) -> str:
+    """The format of `known` to write: `given`, else what the suffix of `output` means; raises `UsageError`."""
     if given is not None:
-        if given not in SUFFIXES:
-            raise UsageError(f"expected a format of {', '.join(SUFFIXES)}, found {given!r}")
+        if given not in known:
+            raise UsageError(f"expected a format of {', '.join(known)}, found {given!r}")
         return given
-    for name, suffixes in SUFFIXES.items():
+    for name, suffixes in known.items():
         if Path(output).suffix.lower() in suffixes:
             return name
-    known = " ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
-    raise UsageError(f"expected a file name ending in one of {known}, or --format; found {output}")
+    endings = " ".join(suffix for suffixes in known.values() for suffix in suffixes)
+    raise UsageError(f"expected a file name ending in one of {endings}, or --format; found {output}")
 
 
 def write_guest(guest: Guest, output: PathLike, progress: Progress | None = None) -> tuple[str, ...]:

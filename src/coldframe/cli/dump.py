@@ -1,4 +1,4 @@
-"""`dump`: the memory of an image or of a running guest, written in another format."""
+"""`dump`: the memory of an image, of a running guest or of one process, written in another format."""
 
 from __future__ import annotations
 
@@ -33,22 +33,31 @@ def dump(
         str | None,
         typer.Option(
             "--format",
-            metavar="raw|elf|dmp",
-            help="Default: by FILE's suffix (.raw .bin .vmem, .elf .core, .dmp).",
+            metavar="raw|elf|dmp|minidump",
+            help="Default: by FILE's suffix (.raw .bin .vmem, .elf .core, .dmp; of a process .elf .core, .dmp .mdmp).",
             show_default=False,
         ),
     ] = None,
+    pid: Annotated[
+        int | None,
+        typer.Option(
+            "--pid", "-p", metavar="N", help="This process: an ELF core or a minidump, and a manifest.", min=0
+        ),
+    ] = None,
 ) -> None:
-    """Write physical memory to a dump. A raw image, an ELF core or a crash dump; a running guest is paused meanwhile.
+    """Write memory to a dump. A raw image, an ELF core or a crash dump; a running guest is paused meanwhile.
+
+    With --pid the address space of a process, and in FILE.manifest.json what of it could not be read, and why.
 
     \b
     coldframe dump win10.qmp -o win10.dmp
     coldframe dump memory.dmp -o memory.elf
+    coldframe dump win10.qmp --pid 812 -o notepad.mdmp
     """
     from coldframe.dumping import dump as write  # noqa: PLC0415 - only this verb writes images
 
     with _progress() as report:
-        warnings = write(target, output, format=format, symbols=symbols, progress=report)
+        warnings = write(target, output, format=format, symbols=symbols, progress=report, pid=pid)
     for warning in warnings:
         err.print(f"[yellow]{printable(warning)}[/yellow]")
 

@@ -22,6 +22,7 @@ MOST_RUNS = 42
 
 BUGCHECK, _EXCEPTION, _REQUIRED_SPACE, _COMMENT, _UP_TIME, _PRODUCT = 0x38, 0xF00, 0xFA0, 0xFB0, 0x1030, 0x1040
 _COMMENT_SIZE = 128
+CONTEXT_SIZE = 0x4D0
 # CONTEXT of winnt.h (AMD64): the integer registers from Rax on, in order, then Rip
 _INTEGERS = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
@@ -77,23 +78,26 @@ class CrashHeader:
         struct.pack_into("<Q", data, _UP_TIME, self.up_time)
         struct.pack_into("<II", data, _PRODUCT, self.product_type, self.suite_mask)
         if self.registers.get("rip"):
-            _put_context(data, self.registers)
+            data[CONTEXT : CONTEXT + CONTEXT_SIZE] = context(self.registers)
+            record = (_STATUS_BREAKPOINT, 0, 0, self.registers["rip"] & 0xFFFF_FFFF_FFFF_FFFF, 0)
+            struct.pack_into("<IIQQI", data, _EXCEPTION, *record)
         return bytes(data)
 
 
-def _put_context(data: bytearray, registers: Mapping[str, int]) -> None:
-    """The CONTEXT and EXCEPTION_RECORD64 of a processor that was stopped where it is."""
+def context(registers: Mapping[str, int]) -> bytes:
+    """A CONTEXT with these registers; those not named are 0."""
 
     def word(name: str) -> int:
         return registers.get(name, 0) & 0xFFFF_FFFF_FFFF_FFFF
 
+    data = bytearray(CONTEXT_SIZE)
     mxcsr = registers.get("mxcsr", _DEFAULT_MXCSR) & 0xFFFF_FFFF
-    struct.pack_into("<II", data, CONTEXT + _FLAGS, _CONTROL_INTEGER_SEGMENTS, mxcsr)
-    struct.pack_into("<I", data, CONTEXT + _MXCSR_SAVED, mxcsr)
-    struct.pack_into("<6H", data, CONTEXT + _SEGMENTS, *(word(name) & 0xFFFF for name in _SELECTORS))
-    struct.pack_into("<I", data, CONTEXT + _EFLAGS, word("eflags") & 0xFFFF_FFFF)
-    struct.pack_into("<17Q", data, CONTEXT + _RAX, *(word(name) for name in _INTEGERS))
-    struct.pack_into("<IIQQI", data, _EXCEPTION, _STATUS_BREAKPOINT, 0, 0, word("rip"), 0)
+    struct.pack_into("<II", data, _FLAGS, _CONTROL_INTEGER_SEGMENTS, mxcsr)
+    struct.pack_into("<I", data, _MXCSR_SAVED, mxcsr)
+    struct.pack_into("<6H", data, _SEGMENTS, *(word(name) & 0xFFFF for name in _SELECTORS))
+    struct.pack_into("<I", data, _EFLAGS, word("eflags") & 0xFFFF_FFFF)
+    struct.pack_into("<17Q", data, _RAX, *(word(name) for name in _INTEGERS))
+    return bytes(data)
 
 
 def with_memory(header: bytes, kind: int, runs: Sequence[tuple[int, int]], pages: int, size: int) -> bytes:

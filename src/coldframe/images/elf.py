@@ -30,7 +30,8 @@ _SEGMENT32 = struct.Struct("<8I")  # Elf32_Phdr
 _NOTE = struct.Struct("<3I")
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")  # Elf64_Ehdr
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
-_NT_PRSTATUS = 1
+_NT_PRSTATUS, _NT_FILE = 1, 0x46494C45
+_PAGE = 4096
 # user_regs_struct of Linux' x86-64; orig_rax is none of a virtual processor's
 _USER_REGISTERS = (
     *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
@@ -154,8 +155,33 @@ def core_head(
     A note named CORE (NT_PRSTATUS, for debuggers) and one named QEMU for each of `registers`; what a mapping does not
     tell is written as 0. Each segment's bytes are `alignment` bytes aligned, one after the other.
     """
-    notes = b"".join(_prstatus(number, known) for number, known in enumerate(registers))
+    notes = b"".join(_prstatus(number + 1, known) for number, known in enumerate(registers))
     notes += b"".join(_note(b"QEMU", 0, _pack_cpu(known)) for known in registers)
+    return _head([(start, size, 0) for start, size in segments], notes, alignment, physical=True)
+
+
+def process_head(
+    segments: Sequence[tuple[int, int, int]],
+    threads: Sequence[tuple[int, Mapping[str, int]]],
+    files: Sequence[tuple[int, int, str]] = (),
+) -> tuple[bytes, int]:
+    """As `core_head` for the core of one process: `segments` are virtual (address, size, flags PF_X, PF_W, PF_R).
+
+    A note NT_PRSTATUS for each of `threads` (number, registers) and one NT_FILE for the `files` mapped (start, end,
+    name). Each segment's bytes begin at a page of the file.
+    """
+    notes = b"".join(_prstatus(number, known) for number, known in threads)
+    if files:
+        places = b"".join(struct.pack("<QQQ", start, end, 0) for start, end, _ in files)
+        names = b"".join(name.encode("utf-8", "replace").replace(b"\0", b"?") + b"\0" for _, _, name in files)
+        notes += _note(b"CORE", _NT_FILE, struct.pack("<QQ", len(files), _PAGE) + places + names)
+    return _head(segments, notes, _PAGE, physical=False)
+
+
+def _head(
+    segments: Sequence[tuple[int, int, int]], notes: bytes, alignment: int, *, physical: bool
+) -> tuple[bytes, int]:
+    """File header, program headers and notes, and where the segments' bytes begin."""
     count = len(segments) + 1
     many = count >= _MANY_SEGMENTS
     after = _HEADER.size + _SEGMENT.size * count
@@ -169,8 +195,8 @@ def core_head(
         )
     )  # fmt: skip
     data += _SEGMENT.pack(_PT_NOTE, 0, note_at, 0, 0, len(notes), len(notes), 0)
-    for start, size in segments:
-        data += _SEGMENT.pack(_PT_LOAD, 0, offset, start, start, size, size, 0)
+    for start, size, flags in segments:
+        data += _SEGMENT.pack(_PT_LOAD, flags, offset, start, start if physical else 0, size, size, 0)
         offset += -(-size // alignment) * alignment
     if many:
         data += _SECTION.pack(0, 0, 0, 0, 0, 0, 0, count, 0, 0)
@@ -200,6 +226,6 @@ def _pack_cpu(known: Mapping[str, int]) -> bytes:
 
 
 def _prstatus(number: int, known: Mapping[str, int]) -> bytes:
-    """The note NT_PRSTATUS of one processor: elf_prstatus of x86-64, the thread's number and its registers."""
+    """The note NT_PRSTATUS of one processor or thread: elf_prstatus of x86-64, its number and its registers."""
     words = [known.get(name, 0) & 0xFFFF_FFFF_FFFF_FFFF for name in _USER_REGISTERS]
-    return _note(b"CORE", _NT_PRSTATUS, struct.pack("<32xI76x27Q8x", number + 1, *words))
+    return _note(b"CORE", _NT_PRSTATUS, struct.pack("<32xI76x27Q8x", number & 0xFFFF_FFFF, *words))
