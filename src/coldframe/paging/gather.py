@@ -1,4 +1,8 @@
-"""The bytes of long spans of virtual memory: listed in bulk, then taken in as few pieces as can be."""
+"""The bytes of long spans of virtual memory, in as few pieces as can be.
+
+Most memory is plain: tables that are valid, full of valid entries. There a table's entries are looked at together and
+their frames sliced out of RAM (`plain`); whatever else there is is listed in bulk (`spans`).
+"""
 
 from __future__ import annotations
 
@@ -6,45 +10,95 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coldframe.memory import PhysicalMemory
 from coldframe.paging.arrays import NOWHERE, PageArrays
+from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VALID
+from coldframe.paging.resolver import Resolver
+from coldframe.paging.sources import AbsentPages
 
 _ZEROS = memoryview(bytes(1 << 20))
 
 
 class Span(NamedTuple):
     """Virtual addresses `start` to `end` that lie side by side in RAM from `physical` on, or that read as zeros
-    (`physical` None)."""
+    (`physical` None), or that are whole pages which a page source has (`absent`)."""
 
     start: int
     end: int
     physical: int | None
+    absent: AbsentPages | None = None
 
     def after(self, address: int) -> Span:
-        """What is left of it from `address` on."""
-        return Span(address, self.end, None if self.physical is None else self.physical + address - self.start)
+        """What is left of it from `address` on, which is a page's start where a page source has the pages."""
+        physical = None if self.physical is None else self.physical + address - self.start
+        absent = None if self.absent is None else self.absent.where(slice((address - self.start) >> PAGE_SHIFT, None))
+        return Span(address, self.end, physical, absent)
 
 
-def spans(pages: PageArrays, start: int, end: int) -> Iterator[Span]:
-    """What can be read from `start` to `end`, by address, in the largest pieces; the rest are holes."""
+def spans(pages: PageArrays, start: int, end: int, *, supplied: bool = False) -> Iterator[Span]:
+    """What can be read from `start` to `end`, by address, in the largest pieces; the rest are holes.
+
+    What a page source has is told only where `supplied` asks for it; such a span's first and last page may reach beyond
+    `start` and `end`.
+    """
     if end <= start:
         return
     last = pages.address + (pages.size - np.uint64(1))
-    chosen = np.flatnonzero(pages.in_memory & (last >= np.uint64(start)) & (pages.address <= np.uint64(end - 1)))
+    wanted = pages.readable if supplied else pages.in_memory
+    chosen = np.flatnonzero(wanted & (last >= np.uint64(start)) & (pages.address <= np.uint64(end - 1)))
     if not len(chosen):
         return
     address, physical = pages.address[chosen], pages.physical[chosen]
+    foreign = pages.supplied[chosen] & ~pages.in_memory[chosen]
     low, high = np.maximum(address, np.uint64(start)), np.minimum(last[chosen], np.uint64(end - 1))
+    low, high = np.where(foreign, address, low), np.where(foreign, last[chosen], high)
     zero = physical == np.uint64(NOWHERE)
     place = np.where(zero, low, physical + (low - address))
     after = np.uint64(1) + high[:-1]
     beside = (low[1:] == after) & (zero[1:] == zero[:-1]) & (place[1:] - place[:-1] == low[1:] - low[:-1])
+    beside &= foreign[1:] == foreign[:-1]
     first = np.concatenate(([0], np.flatnonzero(~beside) + 1))
-    final = np.concatenate((first[1:] - 1, [len(low) - 1]))
-    columns = (low[first].tolist(), high[final].tolist(), place[first].tolist(), zero[first].tolist())
-    for begin, final_byte, where, promised in zip(*columns, strict=True):
-        yield Span(begin, final_byte + 1, None if promised else where)
+    final = np.concatenate((first[1:], [len(low)])) - 1
+    columns = (first, final, low[first], high[final], place[first], zero[first], foreign[first])
+    for row, to, begin, final_byte, where, promised, away in zip(*(column.tolist() for column in columns), strict=True):
+        absent = pages.absent(chosen[row : to + 1]) if away else None
+        yield Span(begin, final_byte + 1, None if promised else where, absent)
+
+
+def plain(resolver: Resolver, dtb: int, start: int, end: int) -> Iterator[tuple[int, int, list[memoryview] | None]]:
+    """From `start` to `end`, table by table: the addresses, and their bytes in RAM without a copy; or None where not
+    every page is plainly valid and in a buffer."""
+    memory, span = resolver.physical, resolver.table_span
+    size = resolver.format.entry_size
+    kind = np.dtype("<u8" if size == 8 else "<u4")
+    odd = start
+    while start < end:
+        stop = min(end, (start | (span - 1)) + 1)
+        table = resolver.plain_table(dtb, start)
+        pieces = None
+        if table >= 0:
+            first, last = (start & (span - 1)) >> PAGE_SHIFT, ((stop - 1) & (span - 1)) >> PAGE_SHIFT
+            stored = memory.view(table + first * size, (last - first + 1) * size).view(kind)
+            pieces = _pages(memory, resolver, stored, start & PAGE_MASK, ((stop - 1) & PAGE_MASK) + 1)
+        if pieces is not None:
+            if odd < start:
+                yield odd, start, None
+            yield start, stop, pieces
+            odd = stop
+        start = stop
+    if odd < end:
+        yield odd, end, None
+
+
+def _pages(
+    memory: PhysicalMemory, resolver: Resolver, stored: NDArray[np.unsignedinteger], first: int, last: int
+) -> list[memoryview] | None:
+    if not int(np.bitwise_and.reduce(stored)) & VALID:
+        return None
+    frames = stored & np.uint64(resolver.frame)
+    return memory.slices(frames, first, last)
 
 
 def span_bytes(memory: PhysicalMemory, span: Span) -> Iterator[memoryview | bytes]:
@@ -64,3 +118,12 @@ def zeros(size: int) -> Iterator[memoryview]:
     while size > 0:
         yield _ZEROS[:size]
         size -= len(_ZEROS)
+
+
+def pages_of(span: Span, start: int, most: int) -> tuple[AbsentPages, NDArray[np.uint8], int]:
+    """The pages of a span of a page source's from the one that holds `start` on, no more than `most`; an array for
+    their bytes; and the address behind the last."""
+    assert span.absent is not None
+    row = (start - span.start) >> PAGE_SHIFT
+    some = span.absent.where(slice(row, row + most))
+    return some, np.empty((len(some), PAGE_SIZE), np.uint8), span.start + (row + len(some)) * PAGE_SIZE

@@ -36,6 +36,8 @@ from coldframe.paging.page import Page, State, Step, SubsectionPage, Via
 from coldframe.paging.sources import DescribesSubsections, FindsVads, NamesPagingFiles, PageSource
 from coldframe.paging.swizzle import unswizzle
 
+_VALID_OR_LARGE = VALID | LARGE
+
 
 class Resolver(Asks):
     """Finds pages in one guest's memory.
@@ -43,7 +45,8 @@ class Resolver(Asks):
     `layout` None means that the kernel's types are not known yet: then only what the processor itself would find is
     found. `kernel_dtb` is the DTB by which prototype PTEs are read. `virtual_store` is the paging-file number that
     stands for the compressed store, or tells it when called. `kernel_dtb` and all that follows it may be set later, as
-    it becomes known; then call `drop_caches`.
+    it becomes known; then call `drop_caches`. `frame` masks the physical address in a PTE; `table_span` is how many
+    bytes a table of PTEs maps.
 
     The resolver itself keeps nothing of the guest's memory. `epoch` counts the calls of `drop_caches`: what others keep
     (`AddressSpace` its translations) is good for one epoch.
@@ -87,7 +90,9 @@ class Resolver(Asks):
         self._entry_size = format.entry_size
         self._root = format.root
         self._table_frame = format.frame
-        self._frame = format.frame if layout is None else format.frame & layout.hardware_frame
+        self.frame = self._frame = format.frame if layout is None else format.frame & layout.hardware_frame
+        self.table_span = 1 << format.levels[-2].shift
+        self._above = [(level.shift - width, ((1 << level.bits) - 1) << width) for level in format.levels[:-1]]
         self._low_end = 1 << (format.address_bits - 1 if format.canonical else format.address_bits)
         self._high_start = (1 << 64) - self._low_end if format.canonical else 1 << 64
         self._read: Callable[[int], int] = physical.u64 if format.entry_size == 8 else physical.u32
@@ -111,7 +116,7 @@ class Resolver(Asks):
 
     def translate(self, dtb: int, address: int, vads: FindsVads | None = None) -> int | None:
         """The guest-physical address of the byte at `address`, or None where `resolve` finds none in RAM."""
-        answer = self._walk(dtb, address, vads, None)
+        answer = self.locate(dtb, address, vads)
         return answer if answer >= 0 else None
 
     def locate(self, dtb: int, address: int, vads: FindsVads | None = None, *, depth: int = 0) -> int:
@@ -119,7 +124,45 @@ class Resolver(Asks):
 
         `depth` is how many prototype PTEs this address lies behind.
         """
+        # The walk of what nearly every address has: valid entries in the run of RAM that was read last. Anything else
+        # is `_walk`'s, which begins anew.
+        start, end, words = self.physical.words64 if self._width == 3 else self.physical.words32
+        width, frame, table = self._width, self._table_frame, dtb & self._root
+        if 0 <= address < self._low_end or self._high_start <= address < 1 << 64:
+            try:
+                for shift, index in self._above:
+                    if table < start:
+                        break
+                    stored = words[(table + (address >> shift & index) - start) >> width]
+                    if stored & _VALID_OR_LARGE != VALID:
+                        break
+                    table = stored & frame
+                else:
+                    if table >= start:
+                        stored = words[(table + (address >> self._pte_shift & self._pte_index) - start) >> width]
+                        physical = stored & self._frame | address & PAGE_MASK
+                        if stored & VALID and start <= physical < end:
+                            return physical
+            except IndexError:
+                pass
         return self._walk(dtb, address, vads, None, depth)
+
+    def plain_table(self, dtb: int, address: int) -> int:
+        """The guest-physical address of the table with the PTE of `address`, where all tables on the way are valid and
+        in RAM; else (a large page, for one) `ABSENT`."""
+        if not 0 <= address < self._low_end and not self._high_start <= address < 1 << 64:
+            return ABSENT
+        table = dtb & self._root
+        try:
+            for shift, index in self._above:
+                stored = self._read(table + (address >> shift & index))
+                if stored & _VALID_OR_LARGE != VALID:
+                    return ABSENT
+                table = stored & self._table_frame
+        except UnreadableMemoryError:
+            return ABSENT
+        run = self.physical.run_at(table)
+        return table if run is not None and table + PAGE_SIZE <= run.end else ABSENT
 
     def _walk(self, dtb: int, address: int, vads: FindsVads | None, notes: Notes | None, depth: int = 0) -> int:
         """Walk the tables; a physical address, `ZERO` or `ABSENT`. The one algorithm."""
@@ -315,7 +358,7 @@ class Resolver(Asks):
         elif depth >= MAX_DEPTH:
             trouble = f" lies behind {MAX_DEPTH} other prototype PTEs: a circle"
         else:
-            answer = self._walk(self.kernel_dtb, pointer, None, None, depth + 1)
+            answer = self.locate(self.kernel_dtb, pointer, depth=depth + 1)
             if answer == ZERO:
                 return 0
             if answer >= 0:

@@ -6,11 +6,12 @@ import struct
 from collections.abc import Iterator
 
 from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.paging.absent import read_absent
 from coldframe.paging.arrays import PageArrays
 from coldframe.paging.bulk import BulkResolver
 from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
-from coldframe.paging.gather import Span, span_bytes, spans, zeros
-from coldframe.paging.notes import ZERO
+from coldframe.paging.gather import Span, pages_of, plain, span_bytes, spans, zeros
+from coldframe.paging.notes import ABSENT, ZERO
 from coldframe.paging.page import Page
 from coldframe.paging.resolver import Resolver
 from coldframe.paging.sources import FindsVads, ListsVads
@@ -19,15 +20,19 @@ _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-BULK = 1 << 22
-"""Bytes: reads of so many and more list their pages in bulk."""
+BULK = 1 << 18
+"""Bytes: reads of so many and more look at tables as arrays, not at one page after the other."""
+_KEPT = 1 << 18
+"""Translations that an address space keeps: those of a gigabyte."""
+_SUPPLIED = 1 << 10
+"""Pages that a page source is asked for at once."""
 
 
 class AddressSpace:
     """The address space of a DTB; reads what is in RAM, zeros where zeros are promised, and what a page source
     supplies.
 
-    Keeps the translation of every page it has looked at until the resolver's `drop_caches`. Addresses are virtual, in
+    Keeps translations of the pages it has looked at until the resolver's `drop_caches`. Addresses are virtual, in
     bytes; `space[a:b]` is `space.read(a, b - a)`.
     """
 
@@ -59,6 +64,8 @@ class AddressSpace:
         base = self._pages.get(address >> PAGE_SHIFT)
         if base is None:
             base = self.resolver.locate(self.dtb, address & ~PAGE_MASK, self.vads)
+            if len(self._pages) >= _KEPT:
+                self._pages.clear()
             self._pages[address >> PAGE_SHIFT] = base
         return base
 
@@ -68,13 +75,41 @@ class AddressSpace:
         Raises `UnreadableMemoryError` with the first address that cannot be read, how many bytes from there on are
         known to be unreadable, and the reason.
         """
-        if 0 <= size <= PAGE_SIZE - (address & PAGE_MASK):
+        into = address & PAGE_MASK
+        if 0 <= size <= PAGE_SIZE - into:
+            base = self._pages.get(address >> PAGE_SHIFT, ABSENT) if self._epoch == self.resolver.epoch else ABSENT
+            start, end, held = self._physical.hot
+            if start <= base < end - PAGE_MASK:  # known, and in the run that was read last
+                into += base - start
+                return held[into : into + size].tobytes()
             base = self._locate(address)
             if base >= 0:
                 return self._read_ram(base | (address & PAGE_MASK), address, size)
-        if size >= BULK and self._lists(address, size):
+        elif size >= BULK and self._lists(address, size):
             return b"".join(self._gathered(address, size, []))
+        elif size > 0:
+            known = self._known(address, size)
+            if known is not None:
+                return known
         return b"".join(data for _, data in self._spans(address, size))
+
+    def _known(self, address: int, size: int) -> bytes | None:
+        """The bytes, where all of their pages are known and in the run of RAM that was read last; else None."""
+        if self._epoch != self.resolver.epoch:
+            return None
+        pages = self._pages
+        start, end, held = self._physical.hot
+        numbers = range(address >> PAGE_SHIFT, ((address + size - 1) >> PAGE_SHIFT) + 1)
+        try:
+            bases = [pages[number] for number in numbers]
+        except KeyError:
+            return None
+        if min(bases) < start or max(bases) + PAGE_SIZE > end:
+            return None
+        parts = [held[base - start : base - start + PAGE_SIZE] for base in bases]
+        parts[0] = parts[0][address & PAGE_MASK :]
+        parts[-1] = parts[-1][: len(parts[-1]) - (-(address + size) & PAGE_MASK)]
+        return b"".join(parts)
 
     def _spans(self, address: int, size: int) -> Iterator[tuple[int, bytes]]:
         """The bytes, page by page; raises at the first that cannot be had."""
@@ -145,11 +180,11 @@ class AddressSpace:
             return bulk.kernel_pages(self.dtb)
         return bulk.pages(self.dtb, vads, start=start or 0, end=end)
 
-    def spans(self, start: int | None = None, end: int | None = None) -> Iterator[Span]:
-        """What can be read from `start` to `end` without a page source, as pieces that lie side by side in RAM or
-        read as zeros; defaults as in `pages`."""
+    def spans(self, start: int | None = None, end: int | None = None, *, supplied: bool = False) -> Iterator[Span]:
+        """What can be read from `start` to `end` as pieces that lie side by side in RAM or read as zeros, and with
+        `supplied` also those that a page source has; defaults as in `pages`."""
         pages = self.pages(start, end)
-        return spans(pages, start or 0, 1 << 64 if end is None else end)
+        return spans(pages, start or 0, 1 << 64 if end is None else end, supplied=supplied)
 
     def _lists(self, address: int, size: int) -> bool:
         """Whether the pages of that span can be listed in bulk."""
@@ -159,16 +194,43 @@ class AddressSpace:
     def _gathered(
         self, address: int, size: int, holes: list[tuple[int, int]], *, padded: bool = False
     ) -> Iterator[memoryview | bytes]:
-        """The bytes in large pieces; what the list has not got is read (or padded, and noted) page by page."""
-        end = address + size
-        for span in (*self.spans(address, end), Span(end, end, None)):
+        """The bytes in large pieces: straight out of RAM where all is plain, as listed in bulk elsewhere."""
+        for start, end, pieces in plain(self.resolver, self.dtb, address, address + size):
+            if pieces is not None:
+                yield from pieces
+            else:
+                yield from self._listed(start, end, holes, padded=padded)
+
+    def _listed(
+        self, address: int, end: int, holes: list[tuple[int, int]], *, padded: bool
+    ) -> Iterator[memoryview | bytes]:
+        """The bytes as listed; what the list has not got is read (or padded, and noted) page by page."""
+        for span in (*self.spans(address, end, supplied=True), Span(end, end, None)):
             if span.start > address:
                 yield from self._hole(address, span.start - address, holes, padded=padded)
+            stop = min(span.end, end)
             try:
-                yield from span_bytes(self._physical, span)
+                if span.absent is not None:
+                    yield from self._supplied(span, max(address, span.start), stop, holes, padded=padded)
+                else:
+                    yield from span_bytes(self._physical, span)
             except UnreadableMemoryError:  # RAM ends within a page
                 yield from self._hole(span.start, span.end - span.start, holes, padded=padded)
-            address = span.end
+            address = stop
+
+    def _supplied(
+        self, span: Span, address: int, end: int, holes: list[tuple[int, int]], *, padded: bool
+    ) -> Iterator[memoryview | bytes]:
+        """The bytes of pages that a page source has, many at once."""
+        while address < end:
+            some, out, behind = pages_of(span, address, _SUPPLIED)
+            stop = min(behind, end)
+            fine = read_absent(self.resolver, some, out)
+            if fine.all():
+                yield out.reshape(-1).data[(address & PAGE_MASK) : (address & PAGE_MASK) + stop - address]
+            else:  # it said that it had them
+                yield from self._hole(address, stop - address, holes, padded=padded)
+            address = stop
 
     def _hole(
         self, address: int, size: int, holes: list[tuple[int, int]], *, padded: bool
