@@ -115,11 +115,6 @@ def _runs(process: Process) -> Iterator[PageRun]:
     promised = (pages.state == CODE[State.DEMAND_ZERO]) & ((pages.via & np.uint8(BIT[Via.VAD])) != 0)
     reserved = promised & inside & ~committed[np.maximum(vad, 0)] if len(starts) else np.zeros(len(pages), bool)
     readable = pages.readable
-    supplied: set[int] = set()
-    if space.resolver.pages is not None:
-        absent = pages.address[~readable].tolist()
-        supplied = {address for address in absent if space.resolve(address).readable}
-        readable = readable | np.isin(pages.address, np.array(sorted(supplied), dtype=np.uint64))
     for low, high in _alike(pages, readable, vad, reserved):
         address, end = int(pages.address[low]), int(pages.address[high] + pages.size[high])
         end = min(end, space.resolver.format.user_end)

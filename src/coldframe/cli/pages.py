@@ -115,19 +115,19 @@ def _copy(space: AddressSpace, start: int, length: int, output: Path) -> None:
     end = start + length
     pages = space.pages(start, end)
     with output.open("wb") as file:
-        for span in space.spans(start, end):
-            for low in range(span.start, span.end if span.physical is not None else span.start, _CHUNK):
-                data, _ = space.read_padded(low, min(_CHUNK, span.end - low))
+        for span in space.spans(start, end, supplied=True):
+            if span.physical is None and span.absent is None:
+                continue
+            first, last = max(span.start, start), min(span.end, end)
+            for low in range(first, last, _CHUNK):
+                data, _ = space.read_padded(low, min(_CHUNK, last - low))
                 file.seek(low - start)
                 file.write(data)
         missing = ~pages.readable
         for address, size in zip(pages.address[missing].tolist(), pages.size[missing].tolist(), strict=True):
             low, high = max(address, start), min(address + size, end)
             page = space.resolve(low)
-            if low < high and page.readable:  # a page source has it
-                file.seek(low - start)
-                file.write(space.read_padded(low, high - low)[0])
-            elif low < high:
+            if low < high:
                 err.print(f"{low:#x}-{high:#x}: {printable(page.reason)}")
         file.truncate(length)
 
