@@ -40,6 +40,16 @@ class Sections:
             return None
         return SubsectionPage(subsection, self.file_of_subsection(record), offset)
 
+    def extent(self, subsection: Struct) -> tuple[int, int]:
+        """Where in its file a subsection begins, and how many bytes of the file it has.
+
+        The number of full sectors, and the bytes in the last one, are in the same units as the start (WRK, mm/mi.h:
+        `MiEndingOffset`).
+        """
+        unit = _SECTOR if self.is_image(subsection.pointer("ControlArea").struct()) else PAGE_SIZE
+        length = subsection.integer("NumberOfFullSectors") * unit
+        return self._start(subsection), length + subsection.integer("u.SubsectionFlags.SectorEndOffset")
+
     def _start(self, subsection: Struct) -> int:
         """Where in its file a subsection begins, in bytes.
 
@@ -47,13 +57,14 @@ class Sections:
         `StartingSector4132` (WRK, mm/mi.h: `MiStartingOffset`, `Mi4KStartFromSubsection`).
         """
         sector = subsection.integer("StartingSector")
-        if self._is_image(subsection.pointer("ControlArea").struct()):
+        if self.is_image(subsection.pointer("ControlArea").struct()):
             return sector * _SECTOR
         if subsection.has("u.SubsectionFlags.StartingSector4132"):
             sector |= subsection.integer("u.SubsectionFlags.StartingSector4132") << 32
         return sector * PAGE_SIZE
 
-    def _is_image(self, control_area: Struct) -> bool:
+    def is_image(self, control_area: Struct) -> bool:
+        """Whether a control area is of an image."""
         return bool(control_area.integer("u.Flags.Image"))
 
     def file_of_subsection(self, subsection: Struct) -> str | None:
@@ -66,12 +77,13 @@ class Sections:
     def file_of_control_area(self, control_area: Struct) -> str | None:
         """The name in the control area's FILE_OBJECT; None for a section backed by paging files, or out of RAM."""
         try:
-            address = self._file_pointer(control_area)
+            address = self.file_pointer(control_area)
             return self.file_name(address) if address else None
         except UnreadableMemoryError:
             return None
 
-    def _file_pointer(self, control_area: Struct) -> int:
+    def file_pointer(self, control_area: Struct) -> int:
+        """The address of a control area's FILE_OBJECT, of which it has a fast reference; 0 where it has none."""
         pointer = control_area["FilePointer"]
         return pointer.reference if isinstance(pointer, Struct) else int(pointer)  # NT 5.2 has a plain pointer
 
