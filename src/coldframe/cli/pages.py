@@ -17,7 +17,7 @@ from coldframe.errors import UsageError
 from coldframe.target import open_target
 
 if TYPE_CHECKING:
-    from coldframe.paging import AddressSpace, Page
+    from coldframe.paging import AddressSpace, Page, Step
     from coldframe.windows import Guest
 
 MOST_BYTES = 1 << 40
@@ -40,7 +40,7 @@ def pte(
     pid: Pid = None,
     as_json: Json = False,
 ) -> None:
-    """Explain an address, entry by entry. Also the page's state, and what would unlock it.
+    """Explain an address, entry by entry. As kd's !pte, then in words, with what would unlock the page.
 
     \b
     coldframe pte win10.qmp 0x7ff743655000 --pid 812
@@ -48,12 +48,16 @@ def pte(
     """
     place = Place.parse(address)
     with open_target(target, symbols=symbols) as guest:
-        page = _space(guest, pid).resolve(place.address(guest, pid))
+        space = _space(guest, pid)
+        page = space.resolve(place.address(guest, pid))
+        columns = [] if as_json else _columns(page, space)
     if as_json:
         print_json(page_facts(page, pid))
-    else:
-        for line in page_lines(page):
-            out.print(line)
+        return
+    for line in columns:
+        out.print(line, markup=False)
+    for line in page_lines(page):
+        out.print(line)
 
 
 def read(
@@ -108,6 +112,12 @@ def read(
             out.print(line, markup=False)
     else:
         sys.stdout.buffer.write(data)
+
+
+def _columns(page: Page, space: AddressSpace) -> list[str]:
+    from coldframe.cli.kd import table_lines  # noqa: PLC0415 - keeps the call's words from loading numpy
+
+    return [*table_lines(page, space, out.console.width), ""]
 
 
 def _copy(space: AddressSpace, start: int, length: int, output: Path) -> None:
@@ -194,10 +204,10 @@ def page_facts(page: Page, pid: int | None) -> dict[str, Value]:
 
 
 def page_lines(page: Page) -> list[str]:
-    """A page in words: kd's `!pte` for the levels, then the state and how it was reached."""
-    lines = [f"[bold]VA {page.address:016x}[/bold]"]
+    """The path to a page in words: a line an entry, then the state and how it was reached."""
+    lines = [f"[bold]{page.address:#x}[/bold]"]
     for step in page.steps:
-        said = wrap(step.says, out.console.width, initial_indent="  ", subsequent_indent="      ")
+        said = wrap(_step_words(step), out.console.width, initial_indent="  ", subsequent_indent="      ")
         lines += map(printable, said)
     via = f" via {', '.join(page.via)}" if page.via else ""
     colour = "green" if page.readable else "yellow"
@@ -206,3 +216,17 @@ def page_lines(page: Page) -> list[str]:
     if page.reason:
         lines.append(f"  {printable(page.reason)}")
     return lines
+
+
+def _step_words(step: Step) -> str:
+    """`PXE at physical 0x1fbf80: page frame 1ffd9`: an entry without its value, which kd's columns have."""
+    from coldframe.cli.kd import NAMES  # noqa: PLC0415 - keeps the call's words from loading numpy
+
+    _, found, meaning = step.says.partition(f"{step.value:X}: ")
+    if not found:
+        return step.says
+    number = re.match(r"pfn ([0-9a-f]+)", meaning)
+    if number is not None:
+        meaning = f"page frame {number[1]}"
+    virtual = step.level == "prototype PTE"
+    return f"{NAMES.get(step.level, step.level)} at {'' if virtual else 'physical '}{step.entry_address:#x}: {meaning}"

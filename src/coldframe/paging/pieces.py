@@ -8,7 +8,7 @@ from heapq import merge
 import numpy as np
 
 from coldframe.errors import UnreadableMemoryError
-from coldframe.paging.arrays import CODE, PageArrays
+from coldframe.paging.arrays import CODE, NOWHERE, PageArrays
 from coldframe.paging.formats import PAGE_SIZE
 from coldframe.paging.gather import Span, span_bytes, spans
 from coldframe.paging.page import State
@@ -59,7 +59,7 @@ def _bytes(space: AddressSpace, span: Span) -> Iterator[tuple[int, bytes]]:
 
 def _absent(pages: PageArrays, low: int, high: int) -> Iterator[Span]:
     """Rows whose bytes are elsewhere; those that are beside each other, a page each, as one."""
-    rows = np.flatnonzero(~pages.readable & np.isin(pages.state, _ELSEWHERE))
+    rows = np.flatnonzero((pages.physical == np.uint64(NOWHERE)) & np.isin(pages.state, _ELSEWHERE))
     held = Span(0, 0, None)
     for address, size in zip(pages.address[rows].tolist(), pages.size[rows].tolist(), strict=True):
         if size == PAGE_SIZE and address == held.end and held.end - held.start < LARGEST:
