@@ -23,7 +23,8 @@ from coldframe.qemu.qmp import QmpClient
 pytestmark = pytest.mark.minint
 
 PROCESS_FIELDS = {"pid", "ppid", "name", "eprocess", "dtb", "user_dtb", "wow64", "created", "exited"}
-PAGE_FIELDS = {"address", "pid", "state", "via", "physical", "pagefile", "subsection", "readable", "reason", "steps"}
+PAGE_FIELDS = {"address", "pid", "state", "via", "physical", "pagefile", "subsection", "readable", "source", "reason"}
+PAGE_FIELDS |= {"steps"}
 EVENT_FIELDS = {"time", "vcpu", "pid", "process", "tid", "function", "arguments", "stack"}
 
 

@@ -190,6 +190,7 @@ def page_facts(page: Page, pid: int | None) -> dict[str, Value]:
             "file_offset": None if page.subsection.file_offset is None else Address(page.subsection.file_offset),
         },
         "readable": page.readable,
+        "source": page.source,
         "reason": page.reason,
         "steps": [
             {
@@ -212,7 +213,8 @@ def page_lines(page: Page) -> list[str]:
     via = f" via {', '.join(page.via)}" if page.via else ""
     colour = "green" if page.readable else "yellow"
     where = f" at physical {page.physical:#x}" if page.physical is not None else ""
-    lines.append(f"  [{colour}]{page.state}{via}[/{colour}]{where}")
+    source = f" from {printable(page.source)}" if page.source else ""
+    lines.append(f"  [{colour}]{page.state}{via}[/{colour}]{where}{source}")
     if page.reason:
         lines.append(f"  {printable(page.reason)}")
     return lines

@@ -10,7 +10,7 @@ from coldframe.errors import FormatError, NotFoundError, UnreadableMemoryError
 from coldframe.paging.formats import PAGE_SIZE
 from coldframe.paging.layout import PteLayout
 from coldframe.paging.page import Page, PagefileSlot, State, Via
-from coldframe.paging.sources import DescribesSubsections, NamesPagingFiles, PageSource
+from coldframe.paging.sources import DescribesSubsections, ExplainsPages, Explanation, NamesPagingFiles, PageSource
 
 Answer = TypeVar("Answer")
 
@@ -46,6 +46,11 @@ class Asks:
             return None
         held = self.ask(MAX_DEPTH, lambda: pages.read_page(page))
         return held if held is not None and len(held) == PAGE_SIZE else None
+
+    def explained(self, page: Page) -> Explanation | None:
+        """What the page source tells of a page that left RAM."""
+        pages = self.pages
+        return self.ask(MAX_DEPTH, lambda: pages.explain(page)) if isinstance(pages, ExplainsPages) else None
 
     def supplied_table(self, address: int, value: int) -> bytes | None:
         """The table that the (unswizzled) paging-file entry `value` names, on the way to `address`; likewise."""
@@ -89,7 +94,7 @@ class Asks:
     def where(self, state: State, slot: PagefileSlot) -> str:
         """The place, and what would unlock it."""
         if state is State.COMPRESSED:
-            return self.place(state, slot) + ", which cannot be read yet"
+            return self.place(state, slot)
         files = self.paging_files
         name = None if files is None else self.ask(1, lambda: files.paging_file_name(slot.number))
         named = "" if name is None else f" ({name})"

@@ -32,9 +32,9 @@ class Via(StrEnum):
 class Step:
     """One entry read on the way.
 
-    `level` is "PML5E", "PML4E", "PDPTE", "PDE", "PTE", "prototype PTE", "VAD" or "subsection"; `entry_address` where
-    the entry was read from (guest-physical for hardware levels, kernel-virtual for the others); `value` its raw
-    value; `says` what it said, in words.
+    `level` is "PML5E", "PML4E", "PDPTE", "PDE", "PTE", "prototype PTE", "VAD" or "subsection", or what a page source
+    calls its own ("store record"); `entry_address` where the entry was read from (guest-physical for hardware levels,
+    kernel-virtual for the others); `value` its raw value; `says` what it said, in words.
     """
 
     level: str
@@ -72,7 +72,7 @@ class Page:
     else None. `readable` says whether `read` would return bytes now; if not, `reason` says which state stopped it and
     what would unlock it, and `hole` how many bytes from `address` on are known to be unreadable for that same reason,
     so that a reader can skip them in one step. `supplied` says that a page source has the bytes of a page that left
-    RAM.
+    RAM, and `source` which place it has them from (`store:3`).
     """
 
     address: int
@@ -85,6 +85,7 @@ class Page:
     reason: str = ""
     hole: int = 0
     supplied: bool = False
+    source: str = ""
 
     @property
     def readable(self) -> bool:

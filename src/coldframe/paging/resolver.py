@@ -110,9 +110,13 @@ class Resolver(Asks):
         """
         notes = Notes(address)
         page = notes.page(self._walk(dtb, address, vads, notes, depth))
-        if page.readable or self.supplied(page) is None:
+        if page.readable:
             return page
-        return replace(page, supplied=True, reason="", hole=0)
+        told = self.explained(page)
+        if told is not None:
+            steps, reason = page.steps + told.steps, told.reason or page.reason
+            page = replace(page, steps=steps, source=told.source, reason=reason)
+        return page if self.supplied(page) is None else replace(page, supplied=True, reason="", hole=0)
 
     def translate(self, dtb: int, address: int, vads: FindsVads | None = None) -> int | None:
         """The guest-physical address of the byte at `address`, or None where `resolve` finds none in RAM."""

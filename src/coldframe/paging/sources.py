@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from coldframe.paging.page import Page, SubsectionPage
+from coldframe.paging.page import Page, Step, SubsectionPage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,25 @@ class PageSource(Protocol):
 
     def read_page(self, page: Page) -> bytes | None:
         """The 4096 bytes of `page` (its state, `pagefile` and `subsection` tell where they are), or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a source of pages tells of one page: the place its bytes are from (`store:3`), the entries read on the way;
+    and, where it has no bytes, what stopped it ("" where it has)."""
+
+    source: str = ""
+    steps: tuple[Step, ...] = ()
+    reason: str = ""
+
+
+@runtime_checkable
+class ExplainsPages(Protocol):
+    """A source of pages that can say where it found one, or why not."""
+
+    def explain(self, page: Page) -> Explanation | None:
+        """What there is to tell of `page`; None for a page that is none of this source's."""
         ...
 
 
