@@ -54,10 +54,14 @@ class VmConfig:
         return [*argv, *(["-S"] if self.paused else []), *self.extra]
 
 
-def launch(config: VmConfig | Sequence[str], *, ram_access: str | None = None) -> VirtualMachine:
+def launch(
+    config: VmConfig | Sequence[str], *, ram_access: str | None = None, detached: bool = False
+) -> VirtualMachine:
     """Start QEMU (a `VmConfig`, or a whole command line) and attach to it; `close` ends it, and so does our death.
 
-    QEMU dies with the thread that called this. Raises `CapabilityError` with QEMU's last words when it does not start.
+    QEMU dies with the thread that called this. `detached` makes it a process of its own instead, which outlives us and
+    runs on when it is let go of, also after a kill. Raises `CapabilityError` with QEMU's last words when it does not
+    start.
     """
     import tempfile  # noqa: PLC0415 - slow to load; who attaches does without
 
@@ -78,8 +82,9 @@ def launch(config: VmConfig | Sequence[str], *, ram_access: str | None = None) -
         try:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=words, stderr=words, pass_fds=[theirs.fileno()],
-                preexec_fn=die_with_us,  # noqa: PLW1509  (prctl alone runs in the child)
-                process_group=0,  # Ctrl-C is for us, who then end it in order
+                preexec_fn=None if detached else die_with_us,  # noqa: PLW1509  (prctl alone runs in the child)
+                process_group=None if detached else 0,  # Ctrl-C is for us, who then end it in order
+                start_new_session=detached,
             )  # fmt: skip
         except OSError as error:
             ours.close()
@@ -94,7 +99,10 @@ def launch(config: VmConfig | Sequence[str], *, ram_access: str | None = None) -
             ours.settimeout(_START_TIMEOUT)
             client = QmpClient(ours, f"QEMU process {process.pid}")
             client.pid = process.pid
-            return VirtualMachine(client, argv[0], on_close=end, ram_access=ram_access, guarded=False)
+            return VirtualMachine(
+                client, argv[0], on_close=None if detached else end, ram_access=ram_access, guarded=detached,
+                leave_running=detached,
+            )  # fmt: skip
         except (ColdframeError, OSError) as error:
             ours.close()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -108,6 +108,30 @@ class LibvirtMonitor:
         self._connection.close()
 
 
+def start_paused(domain: str) -> None:
+    """Start a domain that is shut off, paused before its first instruction; one that is active stays as it is.
+
+    Raises `NotFoundError` for a name that is none, `CapabilityError` with libvirt's words.
+    """
+    libvirt, _ = _modules(domain)
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    try:
+        connection = libvirt.open(os.environ.get("LIBVIRT_DEFAULT_URI", "qemu:///system"))
+    except libvirt.libvirtError as error:
+        raise CapabilityError(f"libvirt cannot be asked for the domain {domain!r}: {error}") from None
+    try:
+        found = connection.lookupByName(domain)
+        if not found.isActive():
+            found.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    except libvirt.libvirtError as error:
+        known = [each.name() for each in connection.listAllDomains()]
+        if domain in known:
+            raise CapabilityError(f"libvirt did not start {domain!r}: {error}") from None
+        raise NotFoundError("disk image, QMP socket or libvirt domain", domain, known) from None
+    finally:
+        connection.close()
+
+
 def _modules(domain: str) -> tuple[ModuleType, ModuleType]:
     try:
         return importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")

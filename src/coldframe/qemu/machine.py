@@ -44,7 +44,7 @@ class VirtualMachine:
 
     def __init__(
         self, monitor: Monitor, name: str, *, on_close: Callable[[], None] | None = None, ram_access: str | None = None,
-        guarded: bool = True,
+        guarded: bool = True, leave_running: bool = False,
     ) -> None:  # fmt: skip
         self.name = name
         self._monitor = monitor
@@ -55,8 +55,9 @@ class VirtualMachine:
         self._guard: Guard | None = None
         self._closed = False
         self._resume_callbacks: list[Callable[[], None]] = []
-        self.was_running = self._status() == "running"
-        """Whether the guest ran when this was made; `close` leaves it so."""
+        self._leave_running = leave_running
+        self.was_running = self._ran(self._status())
+        """Whether the guest ran when this was made, or shall run when it is let go of; `close` leaves it so."""
         self.accelerator = self._find_accelerator()
         """ "tcg" or "kvm"."""
         self.ram_map = ram.ram_map(monitor)
@@ -71,17 +72,19 @@ class VirtualMachine:
 
     @classmethod
     def attach(
-        cls, target: str | os.PathLike[str], *, breakpoints: bool = True, ram_access: str | None = None
-    ) -> VirtualMachine:
+        cls, target: str | os.PathLike[str], *, breakpoints: bool = True, ram_access: str | None = None,
+        leave_running: bool = False,
+    ) -> VirtualMachine:  # fmt: skip
         """Attach to the QEMU behind a QMP socket (a path), or to a libvirt domain (a name).
 
         `breakpoints=False` promises that only memory and the monitor are used: no gdbstub is ever opened.
-        `ram_access` forces a way to the RAM ("mmap", "process" or "monitor") instead of the best.
+        `ram_access` forces a way to the RAM ("mmap", "process" or "monitor") instead of the best. `leave_running` lets
+        a guest run in the end, however that comes, even if it is paused now: one that has not booted yet.
         """
         name = os.fspath(target)
         monitor = open_monitor(name)
         try:
-            machine = cls(monitor, name, ram_access=ram_access)
+            machine = cls(monitor, name, ram_access=ram_access, leave_running=leave_running)
         except BaseException:
             monitor.close()
             raise
@@ -133,6 +136,10 @@ class VirtualMachine:
         """Whether the guest runs; a breakpoint may stop it at any time."""
         return self._status() == "running"
 
+    def _ran(self, status: str, *, stale: bool = False) -> bool:
+        """Whether a guest in this state runs, but for its debugger, which may have died; or shall run in the end."""
+        return self._leave_running or status == "running" or (stale and status == "debug")
+
     def _status(self) -> str:
         """QEMU's word for the state of the machine: "running", "paused", "debug", "shutdown"..."""
         answer = self._monitor.execute("query-status")
@@ -177,13 +184,13 @@ class VirtualMachine:
                 gdb=connection.socket.fileno(),
                 qmp=self._monitor.fileno() if passes else None,
                 pid=self._monitor.pid,
-                was_running=status == "running" or (connection.stale and status == "debug"),  # its debugger died
+                was_running=self._ran(status, stale=connection.stale),
                 close_stub=connection.ours,
                 domain="" if passes else self.name,
             )
 
         connection, start = stub_setup.prepare(self._monitor, can_pass_descriptors=passes, guard=guard)
-        was_running = status == "running" or (connection.stale and status == "debug")
+        was_running = self._ran(status, stale=connection.stale)
         try:
             self._guard = guard(connection)
             start()

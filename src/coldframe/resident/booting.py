@@ -21,6 +21,7 @@ from coldframe.qemu.arrivals import Breakpoint, Stop
 from coldframe.resident.images import EjectableVolume, KeepsImagesInRam, WinpeMode
 from coldframe.resident.pagingfiles import FUNCTION, PagingFileCall, PagingFileGate
 from coldframe.resident.phases import BootEvent, BootOptions, Phase, Tell
+from coldframe.resident.verification import PageCounts, count_pages
 from coldframe.resident.watching import BootTimeoutError, wait_for_kernel
 from coldframe.windows.kernel import KERNEL_HALF, FindsSymbols
 
@@ -38,8 +39,8 @@ class ResidentBoot:
     """One boot of the machine `vm`, which is paused before its first instruction, or attached to later.
 
     `run` does it. Afterwards `calls` are the calls of NtCreatePagingFile, `changed` what was set to keep images in RAM,
-    `lost` what could not be had because the boot was too far. Leaving by an exception (Ctrl-C) removes every
-    breakpoint when `vm` is closed, and the guest boots on.
+    `lost` what could not be had because the boot was too far, `before` the pages when csrss.exe started. Leaving by an
+    exception (Ctrl-C) removes every breakpoint when `vm` is closed, and the guest boots on.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ResidentBoot:
         self.changed: list[str] = []
         self.lost: list[str] = []
         self.processes: list[tuple[int, str]] = []
+        self.before: PageCounts | None = None
         self._tell = tell or (lambda event: None)
         self._began = time.monotonic()
         self._points: dict[int, Breakpoint] = {}
@@ -111,6 +113,7 @@ class ResidentBoot:
             self._enter(Phase.SMSS)
         while self.phase is not Phase.CSRSS:
             self._run(deadline, f"{END_OF_PAGING_FILES} has not started")
+        self.before = count_pages(self._renewed())
 
     def _afterwards(self) -> None:
         """Behind csrss.exe: on to the process that `until` names, then for the time that `settle` gives."""
