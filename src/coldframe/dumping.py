@@ -31,10 +31,14 @@ def dump(
     symbols: Sequence[PathLike] = (),
     progress: Progress | None = None,
     pid: int | None = None,
+    disk: PathLike | Sequence[PathLike] = (),
+    pagefiles: Mapping[int, PathLike] | None = None,
+    no_disk: bool = False,
 ) -> tuple[str, ...]:
     """Write the physical memory of `target`, an image or a running guest, to the file `output`; returns warnings.
 
-    With `pid` the address space of that process instead: see `coldframe.processdump`.
+    With `pid` the address space of that process instead: see `coldframe.processdump`. Pages of it that left RAM come
+    from where `disk`, `pagefiles` and `no_disk` say, as in `coldframe.target.open_image`.
 
     `format` is "raw", "elf" (ELF core) or "dmp" (Windows crash dump), by default as `output`'s suffix says. A crash
     dump needs the kernel's symbols, unless the target is a crash dump itself. A running guest is paused meanwhile.
@@ -44,7 +48,7 @@ def dump(
         from coldframe import processdump  # noqa: PLC0415 - only a process needs it
 
         chosen = format_of(output, format, processdump.SUFFIXES)
-        with open_target(target, symbols=symbols) as guest:
+        with open_target(target, symbols=symbols, disk=disk, pagefiles=pagefiles or {}, no_disk=no_disk) as guest:
             return processdump.write_process(guest.process(pid), Path(output), chosen, progress)
     chosen, path = format_of(output, format), Path(output)
     if Path(target).is_file():

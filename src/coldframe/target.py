@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,12 @@ from coldframe.errors import UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
+    from coldframe.disk import Blocks
     from coldframe.symbols import SymbolStore
     from coldframe.windows import Guest
 
 PathLike = str | os.PathLike[str]
+_NONE: Mapping[int, PathLike] = {}
 
 
 def symbol_store(symbols: Sequence[PathLike] = ()) -> SymbolStore:
@@ -27,8 +29,18 @@ def symbol_store(symbols: Sequence[PathLike] = ()) -> SymbolStore:
     return SymbolStore(paths=[Path(path) for path in symbols], nt_symbol_path=os.environ.get("_NT_SYMBOL_PATH"))
 
 
-def open_image(path: PathLike, *, symbols: Sequence[PathLike] = ()) -> Guest:
+def open_image(
+    path: PathLike,
+    *,
+    symbols: Sequence[PathLike] = (),
+    disk: PathLike | Sequence[PathLike] = (),
+    pagefiles: Mapping[int, PathLike] = _NONE,
+    no_disk: bool = False,
+) -> Guest:
     """Open the Windows guest in a memory image, told by the file's content, not by its name.
+
+    Pages that left RAM are read from `disk`, the guest's virtual disk or disks (`FILE@SNAPSHOT` for a qcow2's internal
+    snapshot), and from `pagefiles`, copies of its paging files by their number; `no_disk` reads RAM alone.
 
     Raises `FormatError` for a file that is damaged, `NoKernelError` when it holds no NT kernel,
     `SymbolFileNotFoundError` when the kernel's PDB is nowhere. The guest is a context manager.
@@ -39,11 +51,51 @@ def open_image(path: PathLike, *, symbols: Sequence[PathLike] = ()) -> Guest:
     if not Path(path).is_file():
         raise UsageError(f"expected a memory image at {os.fspath(path)}, found no such file")
     image = open_physical(path)
-    return Guest.open(image.physical, symbol_store(symbols), registers=image.registers)
+    guest = Guest.open(image.physical, symbol_store(symbols), registers=image.registers)
+    try:
+        _use(guest, disk, pagefiles, no_disk)
+    except BaseException:
+        guest.close()
+        raise
+    return guest
 
 
-def attach(target: PathLike, *, symbols: Sequence[PathLike] = ()) -> LiveGuest:
+def _use(guest: Guest, disk: PathLike | Sequence[PathLike], pagefiles: Mapping[int, PathLike], no_disk: bool) -> None:
+    """Let `guest` read pages that left RAM from these files."""
+    if no_disk and (disk or pagefiles):
+        raise UsageError("--no-disk leaves nothing to read from --disk or --pagefile")
+    names = [disk] if isinstance(disk, str | os.PathLike) else list(disk)
+    given = {number: Path(path) for number, path in pagefiles.items()}
+    if no_disk:
+        guest.pages.use(None)
+    elif names:
+        from coldframe.disk import open_image as open_disk  # noqa: PLC0415 - few need disks
+
+        disks: list[Blocks] = []
+        try:
+            for name in names:
+                disks.append(open_disk(os.fspath(name)))
+        except BaseException:
+            for opened in disks:
+                opened.close()
+            raise
+        guest.pages.use(lambda: disks, given)
+    elif given:
+        guest.pages.use(guest.pages.own_disks, given)
+
+
+def attach(
+    target: PathLike,
+    *,
+    symbols: Sequence[PathLike] = (),
+    disk: PathLike | Sequence[PathLike] = (),
+    pagefiles: Mapping[int, PathLike] = _NONE,
+    no_disk: bool = False,
+) -> LiveGuest:
     """Attach to the Windows guest in a running QEMU, by its QMP socket's path or its libvirt domain's name.
+
+    Pages that left RAM are read from the guest's disks, through the running QEMU, unless `no_disk` says otherwise;
+    `disk` and `pagefiles` as in `open_image`.
 
     The guest is paused inside the `with` block unless it is told to run, and left running with no breakpoint when the
     returned context manager ends, however it ends. Raises `GuestGoneError`, `NoKernelError`,
@@ -51,14 +103,27 @@ def attach(target: PathLike, *, symbols: Sequence[PathLike] = ()) -> LiveGuest:
     """
     from coldframe.debug import attach as attach_live  # noqa: PLC0415 - keeps `open_image` from loading the debugger
 
-    return attach_live(os.fspath(target), store=symbol_store(symbols))
+    guest = attach_live(os.fspath(target), store=symbol_store(symbols))
+    try:
+        _use(guest, disk, pagefiles, no_disk)
+    except BaseException:
+        guest.close()
+        raise
+    return guest
 
 
-def open_target(target: PathLike, *, symbols: Sequence[PathLike] = ()) -> Guest:
+def open_target(
+    target: PathLike,
+    *,
+    symbols: Sequence[PathLike] = (),
+    disk: PathLike | Sequence[PathLike] = (),
+    pagefiles: Mapping[int, PathLike] = _NONE,
+    no_disk: bool = False,
+) -> Guest:
     """Open `target`, whatever it is: a socket or a domain's name is attached to, a file is opened as an image."""
     path = Path(target)
     if path.is_file():
-        return open_image(path, symbols=symbols)
+        return open_image(path, symbols=symbols, disk=disk, pagefiles=pagefiles, no_disk=no_disk)
     if not path.exists() and ("/" in os.fspath(target) or path.suffix):
         raise UsageError(f"no memory image or QMP socket at {os.fspath(target)}")
-    return attach(target, symbols=symbols)
+    return attach(target, symbols=symbols, disk=disk, pagefiles=pagefiles, no_disk=no_disk)

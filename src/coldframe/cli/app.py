@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from coldframe.cli import census, dump, figure, handles, lists, live, pages, practice, search, types
+from coldframe.cli import absent, census, dump, figure, handles, lists, live, pages, practice, search, types
 
 app = typer.Typer(
     name="coldframe",
@@ -17,3 +17,4 @@ app = typer.Typer(
 
 for room in (lists, handles, pages, census, search, figure, dump, live, types, practice):
     room.register(app)
+absent.add_options(app)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, SymbolPaths, Target
 from coldframe.cli.render import Value, err, out, print_json, printable
-from coldframe.target import open_target
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import said
 from coldframe.cli.options import SymbolPaths, Target
 from coldframe.cli.render import err, printable
 
@@ -56,8 +57,19 @@ def dump(
     """
     from coldframe.dumping import dump as write  # noqa: PLC0415 - only this verb writes images
 
+    where = said()
     with _progress() as report:
-        warnings = write(target, output, format=format, symbols=symbols, progress=report, pid=pid)
+        warnings = write(
+            target,
+            output,
+            format=format,
+            symbols=symbols,
+            progress=report,
+            pid=pid,
+            disk=where.disk,
+            pagefiles=where.pagefiles,
+            no_disk=where.no_disk,
+        )
     for warning in warnings:
         err.print(f"[yellow]{printable(warning)}[/yellow]")
 

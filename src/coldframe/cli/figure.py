@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import open_target
 from coldframe.cli.options import SymbolPaths, Target
 from coldframe.errors import UsageError
-from coldframe.target import open_target
 
 if TYPE_CHECKING:
     from coldframe.figures import Area, Canvas

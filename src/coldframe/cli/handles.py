@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, SymbolPaths, Target
 from coldframe.cli.render import Address, Value, print_rows
 from coldframe.errors import UnreadableMemoryError
-from coldframe.target import open_target
 
 if TYPE_CHECKING:
     from coldframe.windows import Guest

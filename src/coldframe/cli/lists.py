@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, SymbolPaths, Target
 from coldframe.cli.render import Address, Value, err, print_facts, print_json, print_rows, printable
-from coldframe.target import open_target
 
 if TYPE_CHECKING:
     from coldframe.windows import Guest, Module, Process

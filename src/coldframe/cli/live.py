@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import attach, open_target
 from coldframe.cli.options import Json, JsonLines, SymbolPaths, Target
 from coldframe.cli.render import Address, Value, err, out, print_json, print_rows, printable
 from coldframe.errors import UsageError
-from coldframe.target import attach, open_target
 
 if TYPE_CHECKING:
     from coldframe.debug import Frame

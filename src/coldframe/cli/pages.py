@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, Pid, SymbolPaths, Target, number
 from coldframe.cli.render import Address, Value, err, hex_dump, out, print_json, printable
 from coldframe.errors import UsageError
-from coldframe.target import open_target
 
 if TYPE_CHECKING:
     from coldframe.paging import AddressSpace, Page, Step

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, SymbolPaths, Target
 from coldframe.cli.render import Address, Value, err, print_rows
 from coldframe.errors import UsageError
-from coldframe.target import open_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable

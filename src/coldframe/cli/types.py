@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, Pid, SymbolPaths, number
 from coldframe.cli.render import Address, Value, out, print_json, printable
 from coldframe.errors import NotFoundError, UsageError
-from coldframe.target import open_target
 
 if TYPE_CHECKING:
     from coldframe.symbols.model import Types

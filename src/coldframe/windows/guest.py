@@ -39,6 +39,7 @@ from coldframe.windows.pagingfile import PagingFile, PagingFiles
 from coldframe.windows.process import Process, Thread
 from coldframe.windows.section import Sections
 from coldframe.windows.sightings import Sighting, sightings
+from coldframe.windows.sources import PageSources
 from coldframe.windows.store import CompressedStore
 from coldframe.windows.typed import Struct, TypedMemory
 
@@ -98,7 +99,8 @@ class Guest:
         self.resolver.subsections = self.sections
         self.resolver.paging_files = self._paging_files
         self.resolver.virtual_store = self._paging_files.store_number
-        self.resolver.pages = CompressedStore(self)
+        self.pages = PageSources(self, CompressedStore(self))
+        self.resolver.pages = self.pages
         self.kernel = Module(
             self, self.memory, KERNEL_NAME, location.base, location.size, path="", is_kernel=True, source=location.how
         )
@@ -127,6 +129,7 @@ class Guest:
 
     def close(self) -> None:
         """Close what was opened with the guest; the guest cannot be used afterwards."""
+        self.pages.close()
         self._kept.clear()
 
     def __repr__(self) -> str:

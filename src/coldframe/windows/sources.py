@@ -32,6 +32,8 @@ class PageSources:
     def __init__(self, guest: Guest, store: PageSource | None = None) -> None:
         self._guest = guest
         self.store = store
+        self.own_disks: Callable[[], Sequence[Blocks]] | None = None
+        """What gives the disks of a running guest, through whom it runs on; None for an image."""
         self.volumes: GuestVolumes | None = None
         self.files: FileSource | None = None
         self.paging_files = PagingFileSource(guest, {}, None)
@@ -44,9 +46,17 @@ class PageSources:
         none. `pagefiles` are files that the user says are the paging files of these numbers; they go before those of
         a disk. Raises `UsageError` for a file that cannot be opened.
         """
+        self.close()
         self.volumes = None if disks is None else GuestVolumes(self._guest, disks)
         self.files = None if self.volumes is None else FileSource(self._guest, self.volumes)
         self.paging_files = PagingFileSource(self._guest, pagefiles or {}, self.volumes)
+
+    def close(self) -> None:
+        """Let go of the disks; pages that left RAM cannot be read any more."""
+        volumes, self.volumes, self.files = self.volumes, None, None
+        self.paging_files.close()
+        if volumes is not None:
+            volumes.close()
 
     def _renew(self) -> None:
         if self._epoch == self._guest.resolver.epoch:

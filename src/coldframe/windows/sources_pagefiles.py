@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from coldframe.windows.sources_volumes import GuestVolumes
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
+_LETTER = re.compile(r"\\\?\?\\([A-Z]:)", re.IGNORECASE)
 _DOS_PREFIXES = ("\\??\\", "\\DosDevices\\", "\\GLOBAL??\\")
 
 
@@ -50,6 +52,13 @@ class PagingFileSource:
             if isinstance(held, ColdframeError) or not (isinstance(held.file, NtfsFile) and held.file.current()):
                 del self._open[number]
 
+    def close(self) -> None:
+        """Close the files that were given."""
+        for number in self._given:
+            held = self._open.pop(number, None)
+            if isinstance(held, OpenPagingFile) and isinstance(held.file, CopiedFile):
+                held.file.blocks.close()
+
     def file(self, number: int) -> OpenPagingFile | None:
         """The paging file of that number; None where nothing was given to read it from. Raises what stops it."""
         held = self._open.get(number)
@@ -72,6 +81,8 @@ class PagingFileSource:
         if found.is_store or not found.file_object:
             raise FormatError(f"paging file {number} is no file but the compressed store")
         mounted = volumes.of(FileObject(self._guest, found.file_object).volume)
+        if not mounted.has_letter and (letter := _LETTER.match(found.name or "")):
+            mounted.letter = letter[1]
         path = self._path(found)
         file = mounted.ntfs.open(path)
         if file.allocated < found.size:

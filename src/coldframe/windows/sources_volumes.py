@@ -40,6 +40,11 @@ class MountedVolume:
     letter: str
     evidence: str
 
+    @property
+    def has_letter(self) -> bool:
+        """Whether `letter` is one."""
+        return not self.letter.startswith("\\")
+
 
 @dataclass
 class _Names:
@@ -56,6 +61,7 @@ class GuestVolumes:
     def __init__(self, guest: Guest, disks: Callable[[], Sequence[Blocks]]) -> None:
         self._guest = guest
         self._disks = disks
+        self._held: Sequence[Blocks] = ()
         self._volumes: list[Volume] | None = None
         self._opened: dict[tuple[str, int], NtfsVolume] = {}
         self._found: dict[VolumeIdentity, MountedVolume] = {}
@@ -65,6 +71,12 @@ class GuestVolumes:
         """Read the volumes' file tables anew: the guest has run."""
         for volume in self._opened.values():
             volume.forget()
+
+    def close(self) -> None:
+        """Let go of the disks."""
+        for disk in self._held:
+            disk.close()
+        self._held = ()
 
     def of(self, identity: VolumeIdentity) -> MountedVolume:
         """The volume that the guest means; raises `NotFoundError`, `FormatError`, `CapabilityError`."""
@@ -77,7 +89,8 @@ class GuestVolumes:
         """All volumes of all disks; a disk without any that can be told is noted and left out."""
         if self._volumes is None:
             self._volumes = []
-            for disk in self._disks():
+            self._held = self._disks()
+            for disk in self._held:
                 try:
                     self._volumes += volumes(disk)
                 except FormatError as error:

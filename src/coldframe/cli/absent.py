@@ -1,0 +1,127 @@
+"""`--disk`, `--pagefile`, `--no-disk`: where pages that left RAM are read from, for each verb that opens a guest."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from coldframe import target as targets
+from coldframe.errors import UsageError
+
+if TYPE_CHECKING:
+    from coldframe.debug import LiveGuest
+    from coldframe.windows import Guest
+
+_MOST_FILES = 16  # 4 bits of a PTE name one
+
+
+@dataclass(frozen=True)
+class AbsentPagesFrom:
+    """What the call said of pages that left RAM; the fields are the parameters of `coldframe.open`."""
+
+    disk: tuple[str, ...] = ()
+    pagefiles: dict[int, Path] = field(default_factory=dict)
+    no_disk: bool = False
+
+
+_SAID: ContextVar[AbsentPagesFrom] = ContextVar("absent pages")
+
+Disk = Annotated[
+    list[str],
+    typer.Option(
+        "--disk",
+        metavar="IMAGE",
+        default_factory=list,
+        show_default=False,
+        help="The guest's disk, for pages that left RAM: qcow2 (@SNAPSHOT too), vmdk, vdi, vhdx, raw; repeatable.",
+    ),
+]
+Pagefile = Annotated[
+    list[str],
+    typer.Option(
+        "--pagefile",
+        metavar="N=FILE",
+        default_factory=list,
+        show_default=False,
+        help="A copy of paging file number N; repeatable.",
+    ),
+]
+NoDisk = Annotated[bool, typer.Option("--no-disk", help="Read RAM alone, not a running guest's disk.")]
+
+
+def said() -> AbsentPagesFrom:
+    """What the verb that runs was told."""
+    return _SAID.get(AbsentPagesFrom())
+
+
+def open_target(target: str, *, symbols: list[Path]) -> Guest:
+    """As `coldframe.target.open_target`, with the disks and paging files that the call named."""
+    from_where = said()
+    return targets.open_target(
+        target,
+        symbols=symbols,
+        disk=from_where.disk,
+        pagefiles=from_where.pagefiles,
+        no_disk=from_where.no_disk,
+    )
+
+
+def attach(target: str, *, symbols: list[Path]) -> LiveGuest:
+    """As `coldframe.target.attach`, likewise."""
+    from_where = said()
+    return targets.attach(
+        target,
+        symbols=symbols,
+        disk=from_where.disk,
+        pagefiles=from_where.pagefiles,
+        no_disk=from_where.no_disk,
+    )
+
+
+def add_options(app: typer.Typer) -> None:
+    """Give the three options to every verb of `app` that opens a guest: one that has a target and symbols."""
+    for command in app.registered_commands:
+        if command.callback is not None and {"target", "symbols"} <= set(
+            inspect.signature(command.callback).parameters
+        ):
+            command.callback = _with_options(command.callback)
+
+
+def _with_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(verb)
+    def called(*, disk: list[str], pagefile: list[str], no_disk: bool, **words: Any) -> Any:
+        token = _SAID.set(AbsentPagesFrom(tuple(disk), _numbered(pagefile), no_disk))
+        try:
+            return verb(**words)
+        finally:
+            _SAID.reset(token)
+
+    own = inspect.signature(verb)
+    hints = get_type_hints(verb, include_extras=True)
+    parameters = [each.replace(annotation=hints[name]) for name, each in own.parameters.items()]
+    for name, kind, default in (("disk", Disk, None), ("pagefile", Pagefile, None), ("no_disk", NoDisk, False)):
+        parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
+        parameters.append(parameter if default is None else parameter.replace(default=default))
+    called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called
+
+
+def _numbered(words: list[str]) -> dict[int, Path]:
+    """`N=FILE` each: the paging files by number."""
+    found: dict[int, Path] = {}
+    for word in words:
+        number, equals, name = word.partition("=")
+        if not equals or not number.strip().isdigit() or int(number) >= _MOST_FILES or not name:
+            raise UsageError(f"expected --pagefile N=FILE with N from 0 to {_MOST_FILES - 1}, found {word!r}")
+        if not Path(name).is_file():
+            raise UsageError(f"expected a paging file at {name}, found no such file")
+        found[int(number)] = Path(name)
+    return found
