@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,23 +15,43 @@ if TYPE_CHECKING:
     from coldframe.qemu import Breakpoint as Inserted
 
 
-class Breakpoint:
-    """Made by `LiveGuest.break_on`. Iterating lets the guest run to the next hit at every turn, and stops it there.
+Condition = Callable[[Hit], bool]
+"""Whether a hit is wanted; the guest is paused while it is asked."""
 
-    Every arrival that passes the filter is delivered exactly once. One that comes while the guest runs for another
-    breakpoint is queued and delivered later, marked `late`; use `LiveGuest.events` to have several in turn.
+
+class Breakpoint:
+    """Made by `LiveGuest.break_on` and `watch`. Iterating lets the guest run to the next hit at every turn, and stops
+    it there.
+
+    Every arrival that passes the filters is delivered exactly once. One that comes while the guest runs for another
+    breakpoint is queued and delivered later, marked `late`; use `LiveGuest.events` to have several in turn. `kind` is
+    "hardware" or "software" for code, "write", "read" or "access" for `length` bytes of data. `once` removes it when
+    its first hit is delivered.
     """
 
     def __init__(
-        self, guest: LiveGuest, name: str, address: int, *, kind: str = "hardware", eprocess: int = 0, ethread: int = 0
+        self,
+        guest: LiveGuest,
+        name: str,
+        address: int,
+        *,
+        kind: str = "hardware",
+        length: int = 1,
+        eprocess: int = 0,
+        ethread: int = 0,
+        condition: Condition | None = None,
+        once: bool = False,
     ) -> None:
         self.guest = guest
         self.name = name
         self.address = address
         self.kind = kind
+        self.length = length
+        self.once = once
         self.hits = 0
         self._eprocess = eprocess
         self._ethread = ethread
+        self._condition = condition
         self._queue: deque[Hit] = deque()
         self._inserted: Inserted | None = None
 
@@ -41,7 +61,7 @@ class Breakpoint:
     def insert(self) -> None:
         """Set it in the guest; raises `CapabilityError` when QEMU has no more of its kind, and nothing is set then."""
         if self._inserted is None:
-            self._inserted = self.guest.vm.insert_breakpoint(self.address, kind=self.kind)
+            self._inserted = self.guest.vm.insert_breakpoint(self.address, self.kind, self.length)
             self.guest.active[self.address, self.kind] = [*self.guest.active.get((self.address, self.kind), ()), self]
 
     def remove(self) -> None:
@@ -78,15 +98,25 @@ class Breakpoint:
         """The next hit; None when `timeout` seconds passed without one. The guest is paused in either case."""
         return self.guest.next_hit((self,), timeout)
 
+    def covers(self, address: int) -> bool:
+        """Whether `address` is among the bytes that it watches."""
+        return self.address <= address < self.address + self.length
+
     def offer(self, arrival: Arrival) -> None:
-        """Queue an arrival that passes the filter."""
+        """Queue an arrival that passes the filters."""
         if self._ethread and arrival.ethread != self._ethread:
             return
         if self._eprocess and arrival.eprocess != self._eprocess:
             return
+        hit = Hit(self.guest, self, arrival)
+        if self._condition is not None and not self._condition(hit):
+            return
         self.hits += 1
-        self._queue.append(Hit(self.guest, self, arrival))
+        self._queue.append(hit)
 
     def take(self) -> Hit | None:
         """The oldest hit that was not delivered yet."""
-        return self._queue.popleft() if self._queue else None
+        hit = self._queue.popleft() if self._queue else None
+        if hit is not None and self.once:
+            self.remove()
+        return hit

@@ -19,12 +19,16 @@ _KERNEL = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A vCPU at a stop: its registers, and the addresses of its thread and of that thread's process (0: not known)."""
+    """A vCPU at a stop: its registers, and the addresses of its thread and of that thread's process (0: not known).
+
+    `accessed` is the address of the data that a watchpoint saw.
+    """
 
     vcpu: int
     registers: Mapping[str, int]
     ethread: int
     eprocess: int
+    accessed: int | None = None
 
 
 class Current:
@@ -55,10 +59,10 @@ class Current:
         except UnreadableMemoryError:
             return 0
 
-    def arrival(self, vcpu: int, registers: Mapping[str, int]) -> Arrival:
+    def arrival(self, vcpu: int, registers: Mapping[str, int], accessed: int | None = None) -> Arrival:
         """Who is at a stop."""
         ethread = self.thread_address(registers)
-        return Arrival(vcpu, registers, ethread, self.process_address(ethread))
+        return Arrival(vcpu, registers, ethread, self.process_address(ethread), accessed)
 
     def thread(self, registers: Mapping[str, int]) -> Thread | None:
         """The thread that a vCPU with these registers runs."""

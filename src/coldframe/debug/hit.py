@@ -35,6 +35,8 @@ class Hit:
         self.breakpoint = breakpoint
         self.vcpu = arrival.vcpu
         self.registers = arrival.registers
+        self.accessed = arrival.accessed
+        """The address of the data that was read or written, at a breakpoint on data."""
         self.time = time.time()
         self._pause = guest.pauses
         self._ethread = arrival.ethread
@@ -107,11 +109,19 @@ class Hit:
 
         None when `timeout` seconds passed first. Hits of other breakpoints meanwhile stay queued with them, `late`.
         """
+        with self.break_on_return() as returned:
+            return returned.wait(timeout)
+
+    def break_on_return(self) -> Breakpoint:
+        """A breakpoint, not set yet, that is hit once: where this call of the function has returned.
+
+        Right under recursion and with several threads: only this thread, and only with this call's stack gone. To be
+        made at the function's first instruction.
+        """
         stack = self.registers["rsp"]
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with self.guest.break_on(self.return_address, thread=self.thread if self._ethread else None) as returns:
-            while True:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                hit = returns.wait(left)
-                if hit is None or hit.registers["rsp"] > stack:
-                    return hit
+        return self.guest.break_on(
+            self.return_address,
+            thread=self.thread if self._ethread else None,
+            condition=lambda hit: hit.registers["rsp"] > stack,
+            once=True,
+        )

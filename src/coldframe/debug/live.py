@@ -9,10 +9,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from coldframe.debug.breakpoint import Breakpoint
+from coldframe.debug.breakpoint import Breakpoint, Condition
+from coldframe.debug.calls import Calls
 from coldframe.debug.callstack import StackWalker
+from coldframe.debug.condition import condition as expression
 from coldframe.debug.current import Current
 from coldframe.debug.hit import Hit
+from coldframe.debug.join import join
 from coldframe.errors import (
     CapabilityError,
     ColdframeError,
@@ -31,6 +34,7 @@ from coldframe.windows.module import Module
 from coldframe.windows.process import Process, Thread
 
 _Kept = TypeVar("_Kept")
+_DATA = ("write", "read", "access")
 
 
 class GuestPausedError(ColdframeError):
@@ -160,13 +164,18 @@ class LiveGuest(Guest):
         where: str | int,
         process: Process | str | int | None = None,
         thread: Thread | int | None = None,
+        *,
         kind: str = "hardware",
+        condition: Condition | str | None = None,
+        once: bool = False,
     ) -> Breakpoint:
         """A breakpoint on `where`, set by entering its `with` block and removed by leaving it.
 
         `where` is an address, a kernel symbol (`NtWriteFile`), or `module!symbol` with an optional `+0x10`; a module
-        of user mode needs `process`. Only arrivals of that `process` (name, pid) and `thread` (tid) are delivered; an
-        arrival that passes no filter costs the guest one stop.
+        of user mode needs `process`. Only arrivals of that `process` (name, pid) and `thread` (tid) are delivered, for
+        which `condition` holds: a function of the hit, or a Python expression (`"args[6] > 100 and vcpu == 0"`, see
+        `debug.condition`). An arrival that passes no filter costs the guest one stop. With `once` the breakpoint goes
+        when its first hit is delivered.
 
         `kind` "hardware" cannot be seen by the guest; under KVM the processor has four in all, under TCG there is no
         limit. "software" has no limit, but under KVM it is an int3 in the guest's memory that the guest can see, in
@@ -175,14 +184,92 @@ class LiveGuest(Guest):
         """
         if kind not in ("hardware", "software"):
             raise UsageError(f"a breakpoint on code is 'hardware' or 'software', not {kind!r}")
+        return self._breakpoint(where, process, thread, kind=kind, condition=condition, once=once)
+
+    def watch(
+        self,
+        where: str | int,
+        length: int = 8,
+        access: str = "write",
+        *,
+        process: Process | str | int | None = None,
+        thread: Thread | int | None = None,
+        condition: Condition | str | None = None,
+        once: bool = False,
+    ) -> Breakpoint:
+        """A breakpoint on `length` bytes of data at `where`: hit after an instruction that did `access` them.
+
+        `access` is "write", "read" or "access" (either). The registers of a hit are those behind the instruction, and
+        `hit.accessed` is the first of the bytes. Under KVM the processor has four breakpoints in all, of 1, 2, 4 or 8
+        aligned bytes, and reads alone cannot be told from writes; under TCG there is no limit. For the rest see
+        `break_on`.
+        """
+        if access not in ("write", "read", "access"):
+            raise UsageError(f"a breakpoint on data is for 'write', 'read' or 'access', not {access!r}")
+        if length < 1:
+            raise UsageError(f"a breakpoint on data covers at least one byte, not {length}")
+        return self._breakpoint(where, process, thread, kind=access, length=length, condition=condition, once=once)
+
+    def _breakpoint(
+        self,
+        where: str | int,
+        process: Process | str | int | None,
+        thread: Thread | int | None,
+        *,
+        kind: str,
+        length: int = 1,
+        condition: Condition | str | None,
+        once: bool,
+    ) -> Breakpoint:
         if isinstance(process, str | int):
             process = self.process(process)
         if isinstance(thread, int):
             thread = self.thread(thread)
         address, name = self.locate(where, process)
-        eprocess = process.eprocess.address if process is not None else 0
-        ethread = thread.ethread.address if thread is not None else 0
-        return Breakpoint(self, name, address, kind=kind, eprocess=eprocess, ethread=ethread)
+        return Breakpoint(
+            self,
+            name,
+            address,
+            kind=kind,
+            length=length,
+            eprocess=process.eprocess.address if process is not None else 0,
+            ethread=thread.ethread.address if thread is not None else 0,
+            condition=expression(condition) if isinstance(condition, str) else condition,
+            once=once,
+        )
+
+    def calls(
+        self,
+        where: str | int,
+        process: Process | str | int | None = None,
+        thread: Thread | int | None = None,
+        *,
+        condition: Condition | str | None = None,
+    ) -> Calls:
+        """The calls of a function with their results, each delivered when it has returned; use it as `break_on`."""
+        return Calls(self, self.break_on(where, process, thread, condition=condition))
+
+    def run_to(
+        self,
+        where: str | int,
+        process: Process | str | int | None = None,
+        thread: Thread | int | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Hit | None:
+        """Let the guest run until it arrives at `where`; None when `timeout` seconds passed first. For `where` and
+        the filters see `break_on`; hits of other breakpoints meanwhile stay queued with them."""
+        with self.break_on(where, process, thread, once=True) as point:
+            return point.wait(timeout)
+
+    def join(self, process: Process | str | int, mode: str = "kernel", *, timeout: float | None = None) -> Hit | None:
+        """Let the guest run until a vCPU executes `process`, in "kernel" or in "user" mode; see `debug.join`.
+
+        None when `timeout` seconds passed first, or when nothing needs to run because a vCPU is there already.
+        """
+        if isinstance(process, str | int):
+            process = self.process(process)
+        return join(self, process, mode, timeout)
 
     def locate(self, where: str | int, process: Process | None = None) -> tuple[int, str]:
         """The address of `where` (see `break_on`) and its name as debuggers write it."""
@@ -258,6 +345,8 @@ class LiveGuest(Guest):
             return False
         if stop.reason == "breakpoint" and stop.address is not None:
             self._arrived(stop.vcpu, stop.address)
+        elif stop.reason == "watchpoint" and stop.address is not None:
+            self._accessed(stop.vcpu, stop.address)
         elif stop.reason == "shutdown":
             raise GuestGoneError("the guest has shut down")
         elif stop.reason == "interrupt":
@@ -265,11 +354,19 @@ class LiveGuest(Guest):
         return True
 
     def _arrived(self, vcpu: int, address: int) -> None:
-        """Queue an arrival with every breakpoint there whose filter it passes."""
+        """Queue an arrival with every breakpoint there whose filters it passes."""
         points = [point for kind in ("hardware", "software") for point in self.active.get((address, kind), ())]
+        self._offer(vcpu, points, None)
+
+    def _accessed(self, vcpu: int, address: int) -> None:
+        """The same for an access to data."""
+        watched = (point for points in self.active.values() for point in points if point.kind in _DATA)
+        self._offer(vcpu, [point for point in watched if point.covers(address)], address)
+
+    def _offer(self, vcpu: int, points: Sequence[Breakpoint], accessed: int | None) -> None:
         if not points:
             return
-        arrival = self._current.arrival(vcpu, self.vm.registers(vcpu))
+        arrival = self._current.arrival(vcpu, self.vm.registers(vcpu), accessed)
         for point in points:
             point.offer(arrival)
 

@@ -87,6 +87,10 @@ class Control:
         self._settle()
         if not self.running:
             self._go()
+        if not self.running:  # what waits is reported when somebody waits for a stop
+            self._forget()
+            self._stub.start()
+            self.running = True
 
     def run_until_stop(self, timeout: float | None = None) -> Stop | None:
         """Let the guest run until it stops by itself; after `timeout` seconds stop it and return None.
@@ -116,6 +120,9 @@ class Control:
         for _ in range(_MOST_SPURIOUS):
             if not self.running:
                 self._go()
+            if self._waiting is not None:
+                stop, self._waiting = self._waiting, None
+                return stop
             reply = self._stop_reply(None if deadline is None else deadline - time.monotonic())
             if reply is None:
                 self._stub.interrupt()
@@ -172,7 +179,9 @@ class Control:
         if arrival is not None and arrival.address in self._code:
             before = self._registers.get(arrival.vcpu, arrival.registers)
             if before["rip"] == arrival.address:
-                if not self._carry_out(arrival.vcpu, before):
+                if self._breakpoints.any_watches:
+                    self._pass_watched(arrival.vcpu, arrival.address, before)
+                elif not self._carry_out(arrival.vcpu, before):
                     self._pass_breakpoint(arrival.vcpu, arrival.address, before)
                 return
         self._forget()
@@ -181,13 +190,25 @@ class Control:
 
     def _carry_out(self, vcpu: int, before: Registers) -> bool:
         """Do what the instruction under the breakpoint does, and let all run, if that can be done from outside."""
-        packets = None if self._breakpoints.any_watches else self._passing.packets(vcpu, before)
+        packets = self._passing.packets(vcpu, before)
         if packets is None:
             return False
         self._forget()
         self._stub.start_after(*packets)
         self.running = True
         return True
+
+    def _pass_watched(self, vcpu: int, address: int, before: Registers) -> None:
+        """Step over the breakpoint at `address`; a watchpoint that the instruction sets off is the next stop."""
+        if address not in self._known_code:
+            self._known_code[address] = self._stub.read_virtual(vcpu, address, 4) or b""
+        reply = self._step(vcpu, address)
+        after = self._fetch(vcpu)
+        if reply.watch is not None and self._breakpoints.watches(reply.watch):
+            self._waiting = Stop(vcpu, "watchpoint", reply.watch)
+            return
+        self._forget()
+        self._finish_pass(vcpu, address, before, after)
 
     def _pass_breakpoint(self, vcpu: int, address: int, before: Registers) -> None:
         """Step `vcpu` over the breakpoint at `address`, the others frozen, then let all run.
