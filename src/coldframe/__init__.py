@@ -9,11 +9,14 @@ with coldframe.attach("win10.qmp") as guest:                            # a runn
     with guest.break_on("nt!NtWriteFile", process="notepad.exe") as writes:
         for hit in writes:
             print(hit.process, hit.callstack())
+
+with coldframe.boot("win10.qcow2", memory="8G") as guest:               # a boot after which every page is in RAM
+    guest.snapshot("resident")
 """
 
 from coldframe.dumping import dump
-from coldframe.target import attach, open_image, open_target
+from coldframe.target import attach, boot, open_image, open_target
 
 open = open_image  # noqa: A001 - `coldframe.open` reads as what it does
 
-__all__ = ["attach", "dump", "open", "open_image", "open_target"]
+__all__ = ["attach", "boot", "dump", "open", "open_image", "open_target"]

@@ -11,7 +11,13 @@ from coldframe.errors import UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
+<<<<<<< Updated upstream
     from coldframe.disk import Blocks
+=======
+    from coldframe.resident import ResidentGuest
+    from coldframe.resident.machines import Bus
+    from coldframe.resident.phases import ImagesInRam, Tell
+>>>>>>> Stashed changes
     from coldframe.symbols import SymbolStore
     from coldframe.windows import Guest
 
@@ -112,6 +118,7 @@ def attach(
     return guest
 
 
+<<<<<<< Updated upstream
 def open_target(
     target: PathLike,
     *,
@@ -120,6 +127,33 @@ def open_target(
     pagefiles: Mapping[int, PathLike] = _NONE,
     no_disk: bool = False,
 ) -> Guest:
+=======
+def boot(
+    target: PathLike | Sequence[str], *, symbols: Sequence[PathLike] = (), memory: str = "4G", vcpus: int = 2,
+    accelerator: str | None = None, bus: Bus = "sata", extra: Sequence[str] = (), qmp: PathLike | None = None,
+    images_in_ram: ImagesInRam = "winpe", stealth: bool = False, until: str | None = None, settle: float = 5.0,
+    timeout: float = 900.0, keep: bool = False, tell: Tell | None = None,
+) -> ResidentGuest:  # fmt: skip
+    """Boot a Windows guest so that no page ever leaves RAM, and verify it; the guest is paused then.
+
+    `target` is a disk image, a QEMU command line (a list of words), a QMP socket or a libvirt domain. For a disk image
+    `memory`, `vcpus`, `accelerator` (default: KVM where there is it), `bus` and `extra` (QEMU arguments) make the
+    machine. `qmp` is where its QMP socket shall be. `until` and `settle` say how long the boot lasts behind csrss.exe,
+    `timeout` seconds it may take until then; see `BootOptions` for the rest. Leaving the `with` block ends a machine
+    that was started here, unless `keep`. Raises `BootTimeoutError`, `GuestGoneError`, `SymbolFileNotFoundError`.
+    """
+    from coldframe.resident import BootOptions, Machine  # noqa: PLC0415 - only a boot needs it
+    from coldframe.resident import boot as boot_residently  # noqa: PLC0415
+
+    options = BootOptions(images_in_ram, stealth, timeout, until, settle=settle)
+    machine = Machine(memory, vcpus, accelerator, bus, tuple(extra))
+    return boot_residently(
+        target, store=symbol_store(symbols), machine=machine, options=options, qmp=qmp, keep=keep, tell=tell
+    )
+
+
+def open_target(target: PathLike, *, symbols: Sequence[PathLike] = ()) -> Guest:
+>>>>>>> Stashed changes
     """Open `target`, whatever it is: a socket or a domain's name is attached to, a file is opened as an image."""
     path = Path(target)
     if path.is_file():

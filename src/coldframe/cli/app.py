@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import typer
 
+<<<<<<< Updated upstream
 from coldframe.cli import absent, census, dump, figure, handles, lists, live, pages, practice, search, types
+=======
+from coldframe.cli import boot, census, dump, figure, handles, lists, live, pages, practice, search, types
+>>>>>>> Stashed changes
 
 app = typer.Typer(
     name="coldframe",
@@ -15,6 +19,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-for room in (lists, handles, pages, census, search, figure, dump, live, types, practice):
+for room in (lists, handles, pages, census, search, figure, dump, live, boot, types, practice):
     room.register(app)
 absent.add_options(app)

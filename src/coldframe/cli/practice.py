@@ -41,6 +41,9 @@ def minint(
     disk: Annotated[
         Path | None, typer.Option("--disk", metavar="FILE", help="With --dump: a copy of the disk.")
     ] = None,
+    resident: Annotated[
+        bool, typer.Option("--resident", help="Watch its boot, so that no page leaves RAM (see `coldframe boot`).")
+    ] = False,
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="With --dump: the guest's own log, its ground truth.")
     ] = None,
@@ -59,8 +62,13 @@ def minint(
         raise UsageError("expected one of --qmp and --dump, found both")
     err.print(f"[dim]building and starting minint {printable(layout)}: {vcpus} vCPUs, {memory}, {accelerator}[/dim]")
     with start(
-        layout=layout, vcpus=vcpus, memory=memory, accelerator=accelerator, kva_shadow=kva_shadow, qmp=qmp
-    ) as guest:
+        layout=layout, vcpus=vcpus, memory=memory, accelerator=accelerator, kva_shadow=kva_shadow, qmp=qmp,
+        resident=resident,
+    ) as guest:  # fmt: skip
+        if guest.report is not None:
+            from coldframe.cli.boot import print_report  # noqa: PLC0415
+
+            print_report(guest.report)
         if dump:
             guest.write_dump(dump, disk=disk, log=log)
             err.print("[dim]" + ", ".join(str(path) for path in (dump, disk, log) if path) + "[/dim]")

@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from coldframe.errors import ColdframeError, GuestGoneError, UsageError
 from coldframe.minint.truth import Event, Truth, TruthPage, read_log
 from coldframe.qemu.qmp import Json, QmpClient
+
+if TYPE_CHECKING:
+    from coldframe.resident import Report
 
 SOURCE = Path(__file__).resolve().parents[3]
 GUEST = SOURCE / "guest"
@@ -75,16 +78,19 @@ def start(
     options: str = "",
     directory: Path | None = None,
     qmp: Path | None = None,
+    resident: bool = False,
+    paused: bool = False,
 ) -> Minint:
     """Build what is missing, boot minint and return when its notepad.exe writes.
 
     `options` are further boot options (see guest/README.md). `directory` keeps disk, log and sockets (default: a
-    temporary folder that goes with the guest). `qmp` is where the QMP socket shall be. Raises `MinintError`.
+    temporary folder that goes with the guest). `qmp` is where the QMP socket shall be. `resident` has coldframe watch
+    the boot, so that no page leaves RAM; `paused` returns before the first instruction instead. Raises `MinintError`.
     """
     built = build(layout)
     return Minint(
         built, vcpus=vcpus, memory=memory, accelerator=accelerator, directory=directory, qmp=qmp,
-        options=" ".join([*(["KVASHADOW"] if kva_shadow else []), options]).strip(),
+        options=" ".join([*(["KVASHADOW"] if kva_shadow else []), options]).strip(), resident=resident, paused=paused,
     )  # fmt: skip
 
 
@@ -92,7 +98,7 @@ class Minint:
     """A running minint. A context manager; leaving it ends the guest.
 
     `qmp` is the socket for `coldframe.attach`, `symbols_folder` holds the PDBs, `disk` is the qcow2 image, `log` the
-    serial log.
+    serial log; `report` is what a resident boot was found to have done.
     """
 
     def __init__(
@@ -105,6 +111,8 @@ class Minint:
         directory: Path | None,
         qmp: Path | None,
         options: str,
+        resident: bool = False,
+        paused: bool = False,
     ) -> None:
         self.built = built
         self.symbols_folder = built / "symbols"
@@ -118,11 +126,12 @@ class Minint:
         self._partial = ""
         self.events: list[Event] = []
         self._unseen: deque[Event] = deque()
+        self.report: Report | None = None
         for stale in (self.qmp, self.log, self.directory / "control.qmp", self.directory / "commands"):
             stale.unlink(missing_ok=True)
         _tool(str(GUEST / "disk.py"), "--built", str(built), "--output", str(self.disk))
         self._process = subprocess.Popen(
-            self._command(vcpus, memory, accelerator, options),
+            [*self._command(vcpus, memory, accelerator, options), *(["-S"] if resident or paused else [])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=(self.directory / "qemu.err").open("wb"),
@@ -131,10 +140,25 @@ class Minint:
         try:
             self._commands = self._patiently(lambda: _connect(self.directory / "commands"))
             self._control = self._patiently(lambda: QmpClient.connect(self.directory / "control.qmp"))
-            self.wait_for("write", timeout=BOOT_SECONDS.get(accelerator, 60.0))
+            if resident:
+                self.report = self._boot_residently(BOOT_SECONDS.get(accelerator, 60.0))
+            if not paused:
+                self.wait_for("write", timeout=BOOT_SECONDS.get(accelerator, 60.0))
         except BaseException:
             self.close()
             raise
+
+    def _boot_residently(self, seconds: float) -> Report:
+        """Watch the boot through the QMP socket, as for any guest, until notepad.exe starts."""
+        from coldframe.qemu import VirtualMachine  # noqa: PLC0415 - a plain boot needs none of it
+        from coldframe.resident import BootOptions, ResidentBoot, verify  # noqa: PLC0415
+        from coldframe.target import symbol_store  # noqa: PLC0415
+
+        self._patiently(lambda: _connect(self.qmp)).close()
+        options = BootOptions(timeout=seconds, until="notepad.exe", until_timeout=seconds, settle=0.0)
+        with VirtualMachine.attach(self.qmp, leave_running=True) as vm:
+            boot = ResidentBoot(vm, symbol_store([self.symbols_folder]), options)
+            return verify(boot.run(), boot)
 
     def _command(self, vcpus: int, memory: str, accelerator: str, options: str) -> list[str]:
         # nested hosts refuse the MSR behind arch-capabilities
