@@ -11,13 +11,10 @@ from coldframe.errors import UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
-<<<<<<< Updated upstream
     from coldframe.disk import Blocks
-=======
     from coldframe.resident import ResidentGuest
     from coldframe.resident.machines import Bus
     from coldframe.resident.phases import ImagesInRam, Tell
->>>>>>> Stashed changes
     from coldframe.symbols import SymbolStore
     from coldframe.windows import Guest
 
@@ -118,16 +115,6 @@ def attach(
     return guest
 
 
-<<<<<<< Updated upstream
-def open_target(
-    target: PathLike,
-    *,
-    symbols: Sequence[PathLike] = (),
-    disk: PathLike | Sequence[PathLike] = (),
-    pagefiles: Mapping[int, PathLike] = _NONE,
-    no_disk: bool = False,
-) -> Guest:
-=======
 def boot(
     target: PathLike | Sequence[str], *, symbols: Sequence[PathLike] = (), memory: str = "4G", vcpus: int = 2,
     accelerator: str | None = None, bus: Bus = "sata", extra: Sequence[str] = (), qmp: PathLike | None = None,
@@ -152,8 +139,14 @@ def boot(
     )
 
 
-def open_target(target: PathLike, *, symbols: Sequence[PathLike] = ()) -> Guest:
->>>>>>> Stashed changes
+def open_target(
+    target: PathLike,
+    *,
+    symbols: Sequence[PathLike] = (),
+    disk: PathLike | Sequence[PathLike] = (),
+    pagefiles: Mapping[int, PathLike] = _NONE,
+    no_disk: bool = False,
+) -> Guest:
     """Open `target`, whatever it is: a socket or a domain's name is attached to, a file is opened as an image."""
     path = Path(target)
     if path.is_file():

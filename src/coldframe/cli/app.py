@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import typer
 
-<<<<<<< Updated upstream
-from coldframe.cli import absent, census, dump, figure, handles, lists, live, pages, practice, search, types
-=======
-from coldframe.cli import boot, census, dump, figure, handles, lists, live, pages, practice, search, types
->>>>>>> Stashed changes
+from coldframe.cli import absent, boot, census, dump, figure, handles, lists, live, pages, practice, search, types
 
 app = typer.Typer(
     name="coldframe",
