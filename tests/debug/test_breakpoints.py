@@ -12,6 +12,7 @@ from coldframe.debug import LiveGuest
 from coldframe.errors import UsageError
 from coldframe.minint import Minint, start
 from coldframe.target import attach
+from coldframe.trace import trace
 
 pytestmark = pytest.mark.minint
 
@@ -87,10 +88,21 @@ def test_every_call_comes_back_to_its_own_thread_with_its_result(guest: LiveGues
         for call, _ in zip(calls, range(24), strict=False):
             assert call.result & 0xFFFF_FFFF == 0
             assert call.returned.thread == call.entered.thread
-            status = call.returned.memory.read(call.arguments[4], 16)  # IO_STATUS_BLOCK: status, bytes written
-            assert int.from_bytes(status[8:], "little") == call.arguments[6] & 0xFFFF_FFFF
+            status = call.returned.memory.read(call.noted[4], 16)  # IO_STATUS_BLOCK: status, bytes written
+            assert int.from_bytes(status[8:], "little") == call.noted[6] & 0xFFFF_FFFF
             threads.add(call.entered.thread.tid)
         assert len(threads) == 3
+    assert not guest.active
+
+
+def test_a_trace_with_results_tells_each_call_when_it_has_returned(guest: LiveGuest) -> None:
+    functions = ("NtWriteFile", "NtDelayExecution")
+    told = list(trace(guest, functions, process="notepad.exe", condition="thread.tid % 4 == 0", limit=12, results=True))
+    assert {event["function"] for event in told} == {"nt!NtWriteFile", "nt!NtDelayExecution"}
+    for event in told:
+        assert event["result"] == "0x0"
+        assert event["process"] == "notepad.exe"
+        assert event["stack"][0] == event["function"]
     assert not guest.active
 
 

@@ -32,6 +32,13 @@ def trace(
     process: Annotated[
         str | None, typer.Option("--process", "-P", metavar="NAME|PID", help="Only calls of this process.")
     ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option("--if", metavar="EXPRESSION", help="Only calls for which it holds: 'Length > 100 and vcpu == 0'."),
+    ] = None,
+    results: Annotated[
+        bool, typer.Option("--results", "-r", help="Print a call when it has returned, and what.")
+    ] = False,
     limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", help="End after N calls.", min=1)] = None,
     duration: Annotated[
         float | None, typer.Option("--duration", metavar="SECONDS", help="End after this long.", min=0.0)
@@ -43,6 +50,7 @@ def trace(
     \b
     coldframe trace win10.qmp NtWriteFile --process notepad.exe
     coldframe trace win10.qmp nt!NtCreateFile nt!NtReadFile --limit 100 --json
+    coldframe trace win10.qmp NtCreateFile --results --if "DesiredAccess & 0x40000000 and process.pid != 4"
     """
     from coldframe.trace import trace as events  # noqa: PLC0415 - only a trace needs the tracers
 
@@ -54,7 +62,16 @@ def trace(
         who = f" of {only.name} ({only.pid})" if only else ""
         err.print(f"[dim]tracing {printable(names + who)}; Ctrl-C ends[/dim]")
         try:
-            for event in events(guest, functions, process=only, limit=limit, duration=duration):
+            found = events(
+                guest,
+                functions,
+                process=only,
+                limit=limit,
+                duration=duration,
+                condition=condition,
+                results=results,
+            )
+            for event in found:
                 count += 1
                 if as_json:
                     print_json(event, one_line=True)
@@ -102,8 +119,9 @@ def print_event(event: Mapping[str, Traced]) -> None:
     """One call for people: a headline, its arguments (those that are zero in one line), its stack."""
     from coldframe.trace import argument_lines  # noqa: PLC0415 - only a trace needs the tracers
 
+    result = f" = {event['result']}" if "result" in event else ""
     out.print(
-        f"[bold]{printable(str(event['function']))}[/bold]  {printable(str(event['process']))} "
+        f"[bold]{printable(str(event['function']))}{result}[/bold]  {printable(str(event['process']))} "
         f"({event['pid']}.{event['tid']})  [dim]vCPU {event['vcpu']}  {str(event['time'])[11:23]}[/dim]"
     )
     arguments, stack = event["arguments"], event["stack"]

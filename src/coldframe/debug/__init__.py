@@ -1,7 +1,8 @@
 """Breakpoints, events, stepping, function arguments and call stacks."""
 
 from coldframe.debug.arguments import Arguments
-from coldframe.debug.breakpoint import Breakpoint
+from coldframe.debug.breakpoint import Breakpoint, Condition
+from coldframe.debug.calls import Call, Calls
 from coldframe.debug.callstack import Frame, StackWalker, callstack, thread_callstack, vcpu_callstack
 from coldframe.debug.hit import Hit
 from coldframe.debug.live import GuestPausedError, LiveGuest, attach
@@ -10,6 +11,9 @@ from coldframe.debug.prototypes import Parameter, Prototype, prototype
 __all__ = [
     "Arguments",
     "Breakpoint",
+    "Call",
+    "Calls",
+    "Condition",
     "Frame",
     "GuestPausedError",
     "Hit",

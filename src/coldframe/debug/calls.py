@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from coldframe.debug.hit import Hit
 from coldframe.debug.prototypes import prototype
@@ -14,22 +15,28 @@ if TYPE_CHECKING:
     from coldframe.debug.breakpoint import Breakpoint
     from coldframe.debug.live import LiveGuest
 
+_Noted = TypeVar("_Noted")
 _MOST_OPEN = 1 << 14
 _ARGUMENTS = 4
 
 
-class Call:
+def arguments(hit: Hit) -> tuple[int, ...]:
+    """The arguments of a call at its function's first instruction: as many as its prototype has, or four."""
+    known = prototype(hit.function)
+    count = _ARGUMENTS if known is None else len(known.parameters)
+    return tuple(hit.args[index] for index in range(count))
+
+
+class Call(Generic[_Noted]):
     """One call that has returned.
 
     `entered` is the hit at the function's first instruction (by now `late`), `returned` the one behind the call, where
-    the guest stands. `arguments` are those of the entry, read then: as many as the function's prototype has, or four.
+    the guest stands; `noted` is what was noted at the entry.
     """
 
-    def __init__(self, entered: Hit) -> None:
+    def __init__(self, entered: Hit, noted: _Noted) -> None:
         self.entered = entered
-        known = prototype(entered.function)
-        count = _ARGUMENTS if known is None else len(known.parameters)
-        self.arguments = tuple(entered.args[index] for index in range(count))
+        self.noted = noted
         self.returned = entered
 
     def __repr__(self) -> str:
@@ -41,36 +48,43 @@ class Call:
         return self.returned.registers["rax"]
 
 
-class Calls:
-    """Made by `LiveGuest.calls`. A call that never returns (its thread ends) is dropped when the block is left."""
+class Calls(Generic[_Noted]):
+    """Made by `LiveGuest.calls`. A call that never returns (its thread ends) is dropped when the block is left.
 
-    def __init__(self, guest: LiveGuest, entry: Breakpoint) -> None:
+    `note` is called at every entry, while the guest stands there; what it returns is the call's `noted`.
+    """
+
+    def __init__(self, guest: LiveGuest, entries: Sequence[Breakpoint], note: Callable[[Hit], _Noted]) -> None:
         self.guest = guest
-        self._entry = entry
-        self._open: dict[Breakpoint, Call] = {}
+        self._entries = tuple(entries)
+        self._note = note
+        self._open: dict[Breakpoint, Call[_Noted]] = {}
 
-    def __enter__(self) -> Calls:
-        self._entry.insert()
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            for entry in self._entries:
+                entry.insert()
+                undo.callback(entry.remove)
+            undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._entry.remove()
-        for point in self._open:
+        for point in (*self._entries, *self._open):
             point.remove()
         self._open.clear()
 
-    def __iter__(self) -> Iterator[Call]:
+    def __iter__(self) -> Iterator[Call[_Noted]]:
         while (call := self.wait()) is not None:
             yield call
 
-    def wait(self, timeout: float | None = None) -> Call | None:
+    def wait(self, timeout: float | None = None) -> Call[_Noted] | None:
         """The next call that returns; None when `timeout` seconds passed first. The guest is paused in either case."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            hit = self.guest.next_hit((self._entry, *self._open), left)
+            hit = self.guest.next_hit((*self._entries, *self._open), left)
             if hit is None:
                 return None
             call = self._open.pop(hit.breakpoint, None)
@@ -83,4 +97,4 @@ class Calls:
                 del self._open[oldest]
             returned = hit.break_on_return()
             returned.insert()
-            self._open[returned] = Call(hit)
+            self._open[returned] = Call(hit, self._note(hit))

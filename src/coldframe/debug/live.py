@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from coldframe.debug.breakpoint import Breakpoint, Condition
-from coldframe.debug.calls import Calls
+from coldframe.debug.calls import Calls, arguments
 from coldframe.debug.callstack import StackWalker
 from coldframe.debug.condition import condition as expression
 from coldframe.debug.current import Current
@@ -245,9 +245,12 @@ class LiveGuest(Guest):
         thread: Thread | int | None = None,
         *,
         condition: Condition | str | None = None,
-    ) -> Calls:
-        """The calls of a function with their results, each delivered when it has returned; use it as `break_on`."""
-        return Calls(self, self.break_on(where, process, thread, condition=condition))
+    ) -> Calls[tuple[int, ...]]:
+        """The calls of a function with their results, each delivered when it has returned; use it as `break_on`.
+
+        A call's `noted` are its arguments, read when it began.
+        """
+        return Calls(self, (self.break_on(where, process, thread, condition=condition),), arguments)
 
     def run_to(
         self,
