@@ -146,3 +146,17 @@ def test_8_0_vads_hang_by_their_node_in_an_avl_table(seven, monkeypatch):
     vads = built.open().process(812).vads
     assert [vad.start >> 12 for vad in vads] == [0x100, 0x200, 0x300]
     assert vads.find(0x301_000).address == made[2]
+
+
+def test_a_kernel_of_before_2018_swizzles_nothing(seven, monkeypatch):
+    """A paging-file offset with bit 45 in it, and no variable that tells of a mask."""
+    software = seven.types.record("_MMPTE_SOFTWARE")
+    fields = {name: field for name, field in software.fields.items() if name != "SwizzleBit"}
+    types = Patched(seven.types, [replace(software, fields=fields)])
+    symbol_file = SymbolFile(seven.identity, types, seven.symbols, seven.path)
+    monkeypatch.setattr("windows.conftest.kernel", lambda path: symbol_file)
+    built = Built(KERNELS[0])
+    built.image.set_entry(built.notepad.dtb, 0x10000, built.image.paged(3, 0x2000 * PAGE))
+    guest = built.open()
+    slot = guest.process(812).memory.resolve(0x10000).pagefile
+    assert (guest.invalid_pte_mask, slot.number, slot.offset) == (0, 3, 0x2000 * PAGE)

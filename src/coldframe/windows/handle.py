@@ -205,21 +205,21 @@ class HandleTable:
         return Handle(value, found, access)
 
     def pointer_of(self, entry: Struct) -> int:
-        """The address in an entry: bits of a 48-bit address (8 and later), or a pointer with three flags (before).
+        """The address in an entry: what lies above an object's alignment (8 and later), or a pointer with three flags.
 
-        That of an object's header; in nt!PspCidTable, of the body.
+        That of an object's header; in nt!PspCidTable, of the body. Objects are aligned to 16 bytes, on 32-bit Windows
+        to 8; the address is sign-extended from the topmost bit that is kept (the 45th in 8, the 48th since 8.1).
         """
         if not entry.has("ObjectPointerBits"):
             return entry.integer("Object") & ~7
-        bits = entry.integer("ObjectPointerBits")
-        if not bits:
-            return 0
-        _, kind = self._guest.types.field("_HANDLE_TABLE_ENTRY", "ObjectPointerBits")
-        width = kind.length if isinstance(kind, BitField) else 44
-        if self._guest.types.pointer_size == 4:
-            return bits << 32 - width
-        address = bits << 48 - width
-        return address | 0xFFFF_0000_0000_0000 if address >> 47 else address
+        bits, (_, kind) = (
+            8 * self._guest.types.pointer_size,
+            self._guest.types.field(entry.type_name, "ObjectPointerBits"),
+        )
+        shift = 4 if bits == 64 else 3
+        kept = shift + (kind.length if isinstance(kind, BitField) else bits)
+        address = entry.integer("ObjectPointerBits") << shift
+        return address | (1 << bits) - (1 << kept) if address >> kept - 1 else address
 
 
 def table_of(guest: Guest, handle: int, own: int) -> tuple[HandleTable, int] | None:

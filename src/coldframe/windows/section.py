@@ -103,8 +103,17 @@ class Sections:
         return "\\".join(reversed([part.rstrip("\\") or part for part in parts if part])) or None
 
     def first_subsection(self, control_area: int) -> int:
-        """The address of a control area's first subsection, which lies right behind it."""
-        return control_area + self._guest.types.size("_CONTROL_AREA")
+        """The address of a control area's first subsection, which lies right behind it.
+
+        Before Vista, one whose pages are each session's own, or are in ROM, is a `_LARGE_CONTROL_AREA` (WRK, mm/mi.h).
+        """
+        types = self._guest.types
+        name = "_CONTROL_AREA"
+        if "_LARGE_CONTROL_AREA" in types:
+            flags = self._guest.struct(name, control_area).struct("u.Flags")
+            if any(flags.has(flag) and flags.integer(flag) for flag in ("GlobalOnlyPerSession", "Rom")):
+                name = "_LARGE_CONTROL_AREA"
+        return control_area + types.size(name)
 
     def chain(self, subsection: int) -> Iterator[Struct]:
         """A subsection and those that follow it; ends at a loop."""

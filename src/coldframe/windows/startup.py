@@ -85,18 +85,29 @@ def _system_dtb(
 def _invalid_pte_mask(location: KernelLocation, symbol_file: SymbolFile, typed: TypedMemory) -> int:
     """`MiState.Hardware.InvalidPteMask`, `MiInvalidPteMask`, or from `KiImplementedPhysicalBits` early in boot.
 
-    The last is one byte. A kernel with none of them swizzles nothing.
+    The last is one byte, 0 or -1 on processors that need no mask. A kernel with none of them swizzles nothing.
     """
     symbols, types = symbol_file.symbols, symbol_file.types
-    state, path = symbols.get("MiState"), "Hardware.InvalidPteMask"
-    if state is not None and types.has_field("_MI_SYSTEM_INFORMATION", path):
-        system = typed.struct("_MI_SYSTEM_INFORMATION", location.base + state)
-        known = system.integer(path)
-        initialised = known or not system.has("FullyInitialized") or system.integer("FullyInitialized")
-        if initialised:
-            return known
-    variable = symbols.get("MiInvalidPteMask")
-    if variable is not None:
-        return typed.integer(location.base + variable, types.size("_MMPTE_HARDWARE"))
+    told = _mask_of_memory_manager(location, symbol_file, typed)
+    if told is not None:
+        return told
+    variable = symbols.get("MiInvalidPteMask")  # 7 to 8.1, which do not say when it is filled in
+    known = 0 if variable is None else typed.integer(location.base + variable, types.size("_MMPTE_HARDWARE"))
+    if known:
+        return known
     bits = symbols.get("KiImplementedPhysicalBits")
     return 0 if bits is None else mask_from_physical_bits(typed.integer(location.base + bits, 1))
+
+
+def _mask_of_memory_manager(location: KernelLocation, symbol_file: SymbolFile, typed: TypedMemory) -> int | None:
+    """What `MiState` says (since 10); None where this build's does not, or while it is not filled in."""
+    state, path = symbol_file.symbols.get("MiState"), "Hardware.InvalidPteMask"
+    if state is None or not symbol_file.types.has_field("_MI_SYSTEM_INFORMATION", path):
+        return None
+    system = typed.struct("_MI_SYSTEM_INFORMATION", location.base + state)
+    try:
+        known = system.integer(path)
+        initialised = known or not system.has("FullyInitialized") or system.integer("FullyInitialized")
+    except UnreadableMemoryError:
+        return None
+    return known if initialised else None
