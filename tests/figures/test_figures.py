@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import xml.etree.ElementTree as ET
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from coldframe.errors import UsageError
 from coldframe.figures import Area, Canvas, census_figure, map_figure, path_figure
-from coldframe.figures.canvas import Rectangle, Text
+from coldframe.figures.canvas import Rectangle, Text, shorten, text_width, wrap
 from coldframe.figures.space_map import Run, runs
 from coldframe.figures.states import COLOURS
 from coldframe.paging import FORMATS, Census, Page, PageArrays, State, Step, SubsectionPage, Via
@@ -121,7 +122,7 @@ def test_bars_are_as_long_as_their_shares():
     empty = (8, "exited.exe", Census(dict.fromkeys(State, 0), dict.fromkeys(Via, 0), 0, 0))
     canvas = census_figure([row, empty], "census")
     bars = [shape for shape in canvas.shapes if isinstance(shape, Rectangle) and shape.width > 20]
-    assert [(bar.fill, bar.width) for bar in bars] == [(COLOURS[State.VALID], 480), (COLOURS[State.PAGEFILE], 160)]
+    assert [(bar.fill, bar.width) for bar in bars] == [(COLOURS[State.VALID], 420), (COLOURS[State.PAGEFILE], 140)]
     ET.fromstring(canvas.svg())
 
 
@@ -134,3 +135,61 @@ def test_svg_and_png_are_what_their_names_say(tmp_path):
     assert image.size == (round(canvas.width) * 2, round(canvas.height) * 2)
     with pytest.raises(UsageError, match=r"\.svg or \.png"):
         canvas.save(tmp_path / "a.jpg")
+
+
+# Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision deficiency" (2009),
+# severity 1.0, for linear RGB.
+SIGHTS = {
+    "normal": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanopia": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
+    "deuteranopia": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.011820, 0.042940, 0.968881),
+    ),
+    "tritanopia": (
+        (1.255528, -0.076749, -0.178779),
+        (-0.078411, 0.930809, 0.147602),
+        (0.004733, 0.691367, 0.303900),
+    ),
+}
+
+
+def lab(colour: str, sight: str) -> np.ndarray:
+    """A colour as it is seen, in CIE L*a*b* (D65)."""
+    rgb = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.array(SIGHTS[sight]) @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = np.array(to_xyz) @ np.clip(linear, 0, 1) / np.array([0.95047, 1, 1.08883])
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_the_states_are_told_apart_by_everybody(sight):
+    seen = {state: lab(colour, sight) for state, colour in COLOURS.items()}
+    nearest = min((float(np.linalg.norm(seen[a] - seen[b])), a, b) for a, b in combinations(seen, 2))
+    assert nearest[0] > 15, nearest  # 2.3 is just noticeable
+
+
+def test_text_is_cut_to_the_room_there_is():
+    for text in ("states.dat", "a" * 400, "W" * 40, "\\Windows\\System32\\ntdll.dll"):
+        assert text_width(shorten(text, 100, 11, bold=True), 11, bold=True) <= 100
+        assert all(text_width(line, 11) <= 100 for line in wrap(text, 100, 11))
+        assert "".join(wrap(text, 100, 11)) == text.replace(" ", "")
+
+
+def test_the_bars_of_all_fill_their_room_however_little_a_part_is():
+    counts = dict.fromkeys(State, 1) | {State.PAGEFILE: 1 << 30}
+    census = Census(counts, dict.fromkeys(Via, 0), 0, sum(counts.values()))
+    canvas = census_figure([(4, "a", census)], "census", census)
+    bars = [shape for shape in canvas.shapes if isinstance(shape, Rectangle) and shape.height == 16]
+    assert len(bars) == 2 * len(State)
+    assert sum(bar.width for bar in bars) == pytest.approx(2 * 560)
+    assert all(bar.width > 1 for bar in bars)
+    assert "all of them" in words(canvas)
+    assert ">99%" in words(canvas)

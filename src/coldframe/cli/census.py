@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +15,7 @@ from coldframe.cli.render import Value, err, out, print_json, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from coldframe.paging import Census
+    from coldframe.paging import Census, State, Via
     from coldframe.windows import Guest
 
 KERNEL = "kernel"
@@ -60,6 +60,18 @@ def count(guest: Guest, pid: int | None = None) -> Iterator[tuple[int | None, st
         yield None, KERNEL, guest.memory.pages().census()
 
 
+def total(counted: Sequence[tuple[int | None, str, Census]]) -> Census:
+    """All of them together. A page that several processes share counts for each, as in their rows."""
+    from coldframe.paging import Census, State, Via  # noqa: PLC0415
+
+    return Census(
+        {state: sum(counts.pages[state] for _, _, counts in counted) for state in State},
+        {via: sum(counts.via[via] for _, _, counts in counted) for via in Via},
+        sum(counts.readable for _, _, counts in counted),
+        sum(counts.unreadable for _, _, counts in counted),
+    )
+
+
 def _facts(pid: int | None, name: str, census: Census) -> dict[str, Value]:
     return {
         "pid": pid,
@@ -72,30 +84,38 @@ def _facts(pid: int | None, name: str, census: Census) -> dict[str, Value]:
 
 
 def _table(counted: list[tuple[int | None, str, Census]]) -> Table:
-    """A line a process: counts with their share of its pages; the columns that are empty for all are left out."""
+    """A line a process and one for all: counts with their share of its pages; columns that are empty for all are left
+    out. The states have the colours of the pictures."""
     from rich.table import Table  # noqa: PLC0415 - slow to load
 
+    from coldframe.figures.states import COLOURS  # noqa: PLC0415
     from coldframe.paging import State, Via  # noqa: PLC0415
 
     states = [state for state in State if any(counts.pages[state] for _, _, counts in counted)]
     ways = [via for via in Via if any(counts.via[via] for _, _, counts in counted)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    several = len(counted) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold", show_footer=several, footer_style="bold")
+    rows = [*counted, (None, "all", total(counted))] if several else counted
+    cells = [_cells(counts, states, ways) for _, _, counts in rows]
+    footers = [f"{cell}" for cell in cells[-1]]
     table.add_column("pid", justify="right")
-    table.add_column("name")
-    for title in ("pages", *map(str, states), *(f"via {via}" for via in ways), "readable"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for pid, name, counts in counted:
-        total = counts.readable + counts.unreadable
-        numbers = (*(counts.pages[state] for state in states), *(counts.via[via] for via in ways), counts.readable)
-        cells = [_share(number, total) for number in numbers]
-        table.add_row("-" if pid is None else str(pid), printable(name), f"{total:,}", *cells)
+    table.add_column("name", footer="all")
+    titles = [f"[{COLOURS[state]}]\u25a0[/] {state}" for state in states]
+    for title, footer in zip(["pages", *titles, *(f"via {via}" for via in ways), "readable"], footers, strict=True):
+        table.add_column(title, footer=footer, justify="right", no_wrap=True)
+    for (pid, name, _), row in zip(counted, cells, strict=False):
+        table.add_row("-" if pid is None else str(pid), printable(name), *row)
     return table
 
 
-def _share(number: int, total: int) -> str:
-    """A count with its percentage: `1,204   8%`. What is a little is not called nothing, nor what is most all."""
-    if not number:
-        return "-"
-    share = round(100 * number / total)
-    percent = f"{share}%" if number == total or 1 <= share <= 99 else "<1%" if share < 1 else ">99%"
-    return f"{number:,} [dim]{percent:>4}[/dim]"
+def _cells(counts: Census, states: Sequence[State], ways: Sequence[Via]) -> list[str]:
+    pages = counts.readable + counts.unreadable
+    numbers = (*(counts.pages[state] for state in states), *(counts.via[via] for via in ways), counts.readable)
+    return [f"{pages:,}", *(_share(number, pages) for number in numbers)]
+
+
+def _share(number: int, pages: int) -> str:
+    """A count with its percentage: `1,204   8%`."""
+    from coldframe.figures.census import share  # noqa: PLC0415
+
+    return f"{number:,} [dim]{share(number, pages):>4}[/dim]" if number else "-"

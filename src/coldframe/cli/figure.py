@@ -12,10 +12,14 @@ from coldframe.cli.options import SymbolPaths, Target
 from coldframe.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coldframe.figures import Area, Canvas
     from coldframe.windows import Guest, Process
 
 SUFFIXES = (".svg", ".png")
+_SHARED_DATA = 0xFFFFF78000000000
+"""Where every 64-bit Windows maps its KUSER_SHARED_DATA in the kernel's half."""
 
 
 def register(app: typer.Typer) -> None:
@@ -74,31 +78,73 @@ def _map(guest: Guest, pid: int | None) -> Canvas:
     pages = (guest.memory if process is None else process.memory).pages()
     number = int(pages.size.sum()) // PAGE_SIZE
     what = "module" if process is None else "VAD"
-    says = f"a cell is a page of 4 KB: {number:,} pages, {len(areas)} {what}{'' if len(areas) == 1 else 's'}"
-    return map_figure(pages, areas, _name(process), says, rest=f"outside every {what}")
+    named = sum(area.start != _SHARED_DATA for area in areas)
+    readable = int(pages.size[pages.readable].sum()) // PAGE_SIZE
+    says = f"a cell is a page of 4 KB: {number:,} pages, {readable:,} readable; {named} {what}{'s' * (named != 1)}"
+    if process is not None:
+        return map_figure(pages, areas, _name(process), says, rest=f"outside every {what}", note=_RIGHTS_NOTE)
+    return map_figure(pages, areas, _name(process), says, rest=_kernel_rest(guest))
 
 
 def _census(guest: Guest, pid: int | None) -> Canvas:
-    from coldframe.cli.census import count  # noqa: PLC0415
+    from coldframe.cli.census import count, total  # noqa: PLC0415
     from coldframe.figures import census_figure  # noqa: PLC0415
 
-    return census_figure(list(count(guest, pid)), "Where the pages are")
+    counted = list(count(guest, pid))
+    return census_figure(counted, "Where the pages are", None if len(counted) < 2 else total(counted))
 
 
 def _name(process: Process | None) -> str:
     return "the kernel's address space" if process is None else f"{process.name}, pid {process.pid}"
 
 
+_RIGHTS = {
+    "NOACCESS": "---",
+    "READONLY": "r--",
+    "READWRITE": "rw-",
+    "WRITECOPY": "rc-",
+    "EXECUTE": "--x",
+    "EXECUTE_READ": "r-x",
+    "EXECUTE_READWRITE": "rwx",
+    "EXECUTE_WRITECOPY": "rcx",
+}
+"""A VAD's protection in three letters."""
+_RIGHTS_NOTE = "r read, w write, x execute, c copy-on-write"
+
+
 def _vad_areas(process: Process) -> list[Area]:
     from coldframe.figures import Area  # noqa: PLC0415
 
     return [
-        Area(vad.start, vad.end, (vad.file or "").rpartition("\\")[2], f"{vad.kind} {vad.protection[5:].lower()}")
+        Area(vad.start, vad.end, (vad.file or "").rpartition("\\")[2], f"{vad.kind} {_rights(vad.protection)}")
         for vad in process.vads
     ]
 
 
+def _rights(protection: str) -> str:
+    name = protection.removeprefix("PAGE_")
+    return _RIGHTS.get(name, name.lower())
+
+
 def _kernel_areas(guest: Guest) -> list[Area]:
+    """The modules, and what else in the kernel's half has a place of its own."""
     from coldframe.figures import Area  # noqa: PLC0415
 
-    return [Area(module.base, module.base + module.size, module.name, "driver") for module in guest.drivers]
+    areas = [Area(module.base, module.base + module.size, module.name, "module") for module in guest.drivers]
+    if guest.resolver.format.canonical:
+        areas.append(Area(_SHARED_DATA, _SHARED_DATA + 0x1000, "", "KUSER_SHARED_DATA"))
+    return areas
+
+
+def _kernel_rest(guest: Guest) -> Callable[[int], str]:
+    """What is to be said of addresses outside every module."""
+    from coldframe.paging.selfmap import self_map  # noqa: PLC0415
+
+    page_format = guest.resolver.format
+    base = self_map(guest.physical, page_format, guest.dtb)
+    size = 1 << page_format.levels[0].shift if page_format.canonical else 0x800000
+
+    def says(address: int) -> str:
+        return "page tables" if base is not None and base <= address < base + size else "outside every module"
+
+    return says

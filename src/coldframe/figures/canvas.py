@@ -16,8 +16,17 @@ INK, QUIET, FAINT, PAPER = "#1f2d36", "#6b7a84", "#d7dee2", "#ffffff"
 _SANS = "Inter, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
 _MONO = "ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 _ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
-WIDEST = 0.6
-"""How wide a character of monospaced text is, in font sizes; other text is narrower."""
+MONO_WIDTH = 0.602
+"""How wide a character of monospaced text is, in font sizes."""
+_WIDTHS = (
+    "278 278 355 556 556 889 667 191 333 333 389 584 278 333 278 278 556 556 556 556 556 556 556 556 556 556 278 278"
+    " 584 584 584 556 1015 667 667 722 722 667 611 778 722 278 500 667 556 833 722 778 667 778 722 667 611 722 667 944"
+    " 667 667 611 278 278 278 469 556 333 556 556 500 556 556 278 556 556 222 222 500 222 833 556 556 556 556 333 500"
+    " 278 556 500 722 500 500 500"
+)
+_WIDTH_OF = dict(zip(map(chr, range(32, 127)), map(int, _WIDTHS.split()), strict=False))
+"""Thousandths of the font size, of Helvetica's letters (Adobe's Core 14 font metrics); other sans fonts are near."""
+_WIDER = 1.06
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,24 +155,43 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def shorten(text: str, width: float, size: float) -> str:
+def text_width(text: str, size: float, *, bold: bool = False, mono: bool = False) -> float:
+    """About how wide `text` is, in pixels: no viewer has quite the same fonts."""
+    if mono:
+        return MONO_WIDTH * size * len(text)
+    return sum(_WIDTH_OF.get(c, 1000) for c in text) * size / 1000 * _WIDER * (1.06 if bold else 1)
+
+
+def ink_on(colour: str) -> str:
+    """Dark or light text for a ground of that colour, by its luminance (WCAG 2.1's relative luminance)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.22 else PAPER
+
+
+def shorten(text: str, width: float, size: float, *, bold: bool = False) -> str:
     """`text` cut in its middle so as to fit in `width` pixels; the name of a file stays to be read at its end."""
-    most = max(int(width / (size * WIDEST)), 4)
-    if len(text) <= most:
-        return text
-    return text[: most // 3] + "…" + text[len(text) - (most - most // 3 - 1) :]
+    most, shown = len(text), text
+    while most > 4 and text_width(shown, size, bold=bold) > width:
+        most -= 1
+        shown = text[: most // 3] + "…" + text[len(text) - (most - most // 3 - 1) :]
+    return shown
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:
     """`text` in lines of at most `width` pixels, broken between words, long words where they must be."""
-    most = max(int(width / (size * WIDEST * 0.92)), 4)
     lines = [""]
     for word in text.split():
-        pieces = [word[at : at + most] for at in range(0, len(word), most)]
-        for piece in pieces:
-            if lines[-1] and len(lines[-1]) + 1 + len(piece) > most:
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if text_width(longer, size) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and text_width(lines[-1] + letter, size) > width:
                 lines.append("")
-            lines[-1] += f" {piece}" if lines[-1] else piece
+            lines[-1] += letter
     return lines
 
 

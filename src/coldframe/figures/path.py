@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coldframe.figures.canvas import FAINT, INK, PAPER, QUIET, Canvas, Line, Rectangle, Text, wrap
+from coldframe.figures.canvas import FAINT, INK, PAPER, QUIET, Canvas, Line, Rectangle, Text, ink_on, wrap
 from coldframe.figures.states import COLOURS
 from coldframe.paging import Page, PageTableFormat, State, Step, Via
 
@@ -48,7 +48,10 @@ def path_figure(page: Page, page_format: PageTableFormat, title: str = "") -> Ca
 
 def _answer_line(canvas: Canvas, page: Page) -> None:
     words = str(page.state) + (f" via {', '.join(page.via)}" if page.via else "")
-    canvas.add(Rectangle(_MARGIN, 56, 14, 14, COLOURS[page.state], QUIET, 3), Text(_MARGIN + 22, 68, words, 14))
+    canvas.add(
+        Rectangle(_MARGIN, 57, 12, 12, COLOURS[page.state], QUIET if page.state is State.UNMAPPED else "none", 2),
+        Text(_MARGIN + 22, 68, words, 14),
+    )
 
 
 def _address_bits(
@@ -109,13 +112,16 @@ def _page(canvas: Canvas, x: float, page: Page, reason: list[str]) -> None:
     """Where the path ends: the page in its state's colour, hollow where its bytes cannot be had."""
     colour, side = COLOURS[page.state], 112.0
     y = _TOP + (_TABLE - side) / 2
-    light = page.state in {State.DEMAND_ZERO, State.UNMAPPED, State.TRANSITION} or not page.readable
+    ground = colour if page.readable else PAPER
+    edge = QUIET if page.state is State.UNMAPPED else colour
     canvas.add(
-        Rectangle(x, y, side * 0.9, side, colour if page.readable else PAPER, QUIET if light else colour, 6),
-        Text(x + side * 0.45, y + side / 2 + 5, str(page.state), 14, INK if light else PAPER, "middle", bold=True),
+        Rectangle(x, y, side * 0.9, side, ground, edge, 6),
+        Text(x + side * 0.45, y + side / 2 + 5, str(page.state), 14, ink_on(ground), "middle", bold=True),
     )
     if not page.readable:
-        canvas.add(Rectangle(x, y, side * 0.9, 10, colour, "none", 3))
+        canvas.add(
+            Rectangle(x, y, side * 0.9, 12, colour, edge, 6), Rectangle(x + 0.5, y + 7, side * 0.9 - 1, 6, PAPER)
+        )
     below = _TOP + _TABLE + 24
     if page.physical is not None:
         canvas.add(Text(x, below, "physical", 13, bold=True), Text(x, below + 17, f"{page.physical:#x}", 11, mono=True))

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from coldframe.errors import UsageError
-from coldframe.figures.canvas import FAINT, INK, PAPER, QUIET, Canvas, Rectangle, Text, shorten
+from coldframe.figures.canvas import (
+    FAINT,
+    INK,
+    PAPER,
+    QUIET,
+    Canvas,
+    Line,
+    Rectangle,
+    Text,
+    ink_on,
+    shorten,
+)
 from coldframe.figures.states import COLOURS, legend
 from coldframe.paging import PageArrays, State, Via
 from coldframe.paging.arrays import BIT, STATES
 from coldframe.paging.formats import PAGE_SIZE
 
 _ACROSS, _CELL = 64, 7.0
-_WIDTH, _GUTTER, _MARGIN = _ACROSS * _CELL, 36.0, 32.0
-_HEAD, _AFTER, _BAND = 17.0, 9.0, 13.0
+_ADDRESS, _KIND, _NAME = 112.0, 84.0, 128.0  # the columns before the cells
+_LABELS = _ADDRESS + _NAME + _KIND
+_WIDTH, _GUTTER, _MARGIN = _LABELS + _ACROSS * _CELL, 44.0, 32.0
+_LINE, _BAND = 15.0, 14.0
 _MOST_CELLS = 1 << 19
-_SHAPE = 1.5  # width to height of the whole picture
+_SHAPE = 1.4  # width to height of the whole picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +54,8 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of an area: its heading, a row of cells, or a band that stands for many rows that are alike."""
+    """One line of an area: a row of cells, or a band that stands for many rows that are alike; the first with the
+    area's name."""
 
     height: float
     area: Area | None
@@ -49,9 +63,17 @@ class Row(NamedTuple):
     band: str
 
 
-def map_figure(pages: PageArrays, areas: Sequence[Area], title: str, says: str, rest: str = "") -> Canvas:
-    """Draw `pages` area by area; pages outside every area are gathered into areas of their own,
-    called `rest`.
+def map_figure(
+    pages: PageArrays,
+    areas: Sequence[Area],
+    title: str,
+    says: str,
+    *,
+    rest: str | Callable[[int], str] = "",
+    note: str = "",
+) -> Canvas:
+    """Draw `pages` area by area; pages outside every area are gathered into areas of their own, called `rest`, or what
+    that says of their address. `note` goes with the legend.
 
     Raises `UsageError` for a space of more cells than a picture can show.
     """
@@ -60,29 +82,42 @@ def map_figure(pages: PageArrays, areas: Sequence[Area], title: str, says: str, 
         raise UsageError(f"more than {_MOST_CELLS} pages that differ: too many for one picture")
     rows = [row for area in with_rest(pages, areas, rest) for row in _area_rows(pages, area)]
     total = sum(row.height for row in rows)
-    columns = max(round((_SHAPE * total / (_WIDTH + _GUTTER)) ** 0.5), 2)
+    columns = max(round((_SHAPE * total / (_WIDTH + _GUTTER)) ** 0.5), 1)
     filled = list(_columns(rows, total / columns))
-    width = max(2 * _MARGIN + len(filled) * (_WIDTH + _GUTTER) - _GUTTER, 900)
+    width = 2 * _MARGIN + max(len(filled), 1) * (_WIDTH + _GUTTER) - _GUTTER
     counts = {state: int((pages.size[pages.state == code] // PAGE_SIZE).sum()) for code, state in enumerate(STATES)}
     canvas = Canvas(width, 0, title)
-    canvas.add(Text(_MARGIN, 44, title, 20, bold=True), Text(width - _MARGIN, 44, says, 13, QUIET, "end"))
-    top = legend(canvas, _MARGIN, 72, counts, width - 2 * _MARGIN)
-    canvas.add(
-        Rectangle(_MARGIN, top, 12, 12, COLOURS[State.VALID], "none", 2),
-        Rectangle(_MARGIN + 4.5, top + 4.5, 3, 3, PAPER),
-        Text(_MARGIN + 18, top + 10, "with a dot: behind a prototype PTE, so it may be shared", 12, QUIET),
-    )
-    top += 36
+    canvas.add(Text(_MARGIN, 44, title, 20, bold=True), Text(width - _MARGIN, 44, says, 12, QUIET, "end"))
+    top = _legend(canvas, counts, note, shared=bool((pages.via & BIT[Via.PROTOTYPE]).any()))
     for number, column in enumerate(filled):
-        y = top
+        x, y = _MARGIN + number * (_WIDTH + _GUTTER), top
         for row in column:
-            _draw(canvas, _MARGIN + number * (_WIDTH + _GUTTER), y, row)
+            _draw(canvas, x, y, row)
             y += row.height
+        canvas.add(Line(((x, y), (x + _WIDTH, y)), _RULE, 1))
         canvas.height = max(canvas.height, y + _MARGIN)
     return canvas
 
 
-def with_rest(pages: PageArrays, areas: Sequence[Area], name: str = "") -> list[Area]:
+_RULE = "#e9eef1"
+
+
+def _legend(canvas: Canvas, counts: dict[State, int], note: str, *, shared: bool) -> float:
+    top = legend(canvas, _MARGIN, 74, counts, canvas.width - 2 * _MARGIN) + 4
+    if not (shared or note):
+        return top + 8
+    notes = [note] if note else []
+    if shared:
+        canvas.add(
+            Rectangle(_MARGIN, top, 12, 12, COLOURS[State.VALID], "none", 2),
+            Rectangle(_MARGIN + 4, top + 4, 4, 4, PAPER),
+        )
+        notes.insert(0, "with a dot: behind a prototype PTE, so it may be shared")
+    canvas.add(Text(_MARGIN + (18 if shared else 0), top + 10, "; ".join(notes), 12, QUIET))
+    return top + 32
+
+
+def with_rest(pages: PageArrays, areas: Sequence[Area], rest: str | Callable[[int], str] = "") -> list[Area]:
     """`areas` by address, with those of pages outside of them; areas that overlap earlier ones are left out."""
     kept: list[Area] = []
     for area in sorted(areas, key=lambda area: area.start):
@@ -98,9 +133,9 @@ def with_rest(pages: PageArrays, areas: Sequence[Area], name: str = "") -> list[
         start, end = int(pages.address[row]), int(pages.address[row]) + int(pages.size[row])
         near = found and start - found[-1].end <= 16 * PAGE_SIZE and not _between(starts, found[-1].end, start)
         if near:
-            found[-1] = Area(found[-1].start, end, "", name)
+            found[-1] = replace(found[-1], end=end)
         else:
-            found.append(Area(start, end, "", name))
+            found.append(Area(start, end, "", rest if isinstance(rest, str) else rest(start)))
     return sorted(kept + found, key=lambda area: area.start)
 
 
@@ -138,7 +173,16 @@ def runs(pages: PageArrays, start: int, end: int) -> Iterator[Run]:
 
 
 def _area_rows(pages: PageArrays, area: Area) -> Iterator[Row]:
-    yield Row(_HEAD, area, (), "")
+    lines = list(_lines(pages, area))
+    for number, (cells, band) in enumerate(lines):
+        height = _BAND if band else _CELL
+        first, final = number == 0, number == len(lines) - 1
+        padding = (4.0 if first else 0.0) + (4.0 if final else 0.0)
+        yield Row(max(height + padding, _LINE if first and final else 0.0), area if first else None, cells, band)
+
+
+def _lines(pages: PageArrays, area: Area) -> Iterator[tuple[tuple[Run, ...], str]]:
+    """The rows of cells of an area, and bands (with words) for many rows that are alike."""
     line: list[Run] = []
     room = _ACROSS
     for run in runs(pages, area.start, area.end):
@@ -148,24 +192,23 @@ def _area_rows(pages: PageArrays, area: Area) -> Iterator[Row]:
             line.append(run._replace(pages=taken))
             left, room = left - taken, room - taken
             if not room:
-                yield Row(_CELL, None, tuple(line), "")
+                yield tuple(line), ""
                 line, room = [], _ACROSS
                 if left >= 4 * _ACROSS:  # many rows that are alike: one band
                     many = left // _ACROSS * _ACROSS - _ACROSS
-                    yield Row(_BAND, None, (run._replace(pages=many),), f"{many:,} pages more, {run.state}")
+                    yield (run._replace(pages=many),), f"{many:,} pages more, {run.state}"
                     left -= many
     if line:
-        yield Row(_CELL, None, tuple(line), "")
-    yield Row(_AFTER, None, (), "")
+        yield tuple(line), ""
 
 
 def _columns(rows: Iterable[Row], height: float) -> Iterator[list[Row]]:
-    """Rows as columns of about that height; a heading goes with the row below it."""
+    """Rows as columns of about that height."""
     column: list[Row] = []
     number, reached = 0, 0.0
     for row in rows:
-        middle = reached + row.height * (1.0 if row.area else 0.5)
-        if middle > (number + 1) * height and column and (row.area or not column[-1].area):
+        middle = reached + row.height * 0.5
+        if middle > (number + 1) * height and column:
             yield column
             column, number = [], int(middle / height)
         column.append(row)
@@ -176,27 +219,30 @@ def _columns(rows: Iterable[Row], height: float) -> Iterator[list[Row]]:
 
 def _draw(canvas: Canvas, x: float, y: float, row: Row) -> None:
     if row.area is not None:
-        range_says = f"{row.area.start:x}"
-        room = _WIDTH - 7.0 * len(range_says) - 12
-        name = row.area.name or row.area.kind
-        kind = row.area.kind if row.area.name else ""
-        room_for_name = room - 6.4 * len(kind) - 8
-        name = shorten(name, room_for_name * 1.1, 11)
-        canvas.add(
-            Text(x, y + 12, name, 11, INK if row.area.name else QUIET, bold=bool(row.area.name)),
-            Text(x + _WIDTH, y + 12, f"{kind}  {range_says}".strip(), 10, QUIET, "end"),
-        )
-    elif row.band:
+        _label(canvas, x, y, row.area)
+        y += 4
+    x += _LABELS
+    if row.band:
         colour = COLOURS[row.cells[0].state]
-        dark = row.cells[0].state not in {State.DEMAND_ZERO, State.UNMAPPED, State.TRANSITION}
-        canvas.add(
-            Rectangle(x, y + 1, _WIDTH - 1, _BAND - 3, colour, FAINT, 2),
-            Text(x + _WIDTH / 2, y + 9.5, row.band, 9, PAPER if dark else INK, "middle"),
-        )
-    else:
-        for run in row.cells:
-            for _ in range(run.pages):
-                canvas.add(Rectangle(x, y, _CELL - 1, _CELL - 1, COLOURS[run.state]))
-                if run.shared:
-                    canvas.add(Rectangle(x + 2, y + 2, 2, 2, PAPER))
-                x += _CELL
+        ground = Rectangle(x, y + 1, _ACROSS * _CELL - 1, _BAND - 3, colour, FAINT, 2)
+        canvas.add(ground, Text(x + _ACROSS * _CELL / 2, y + 9.6, row.band, 9, ink_on(colour), "middle"))
+        return
+    for run in row.cells:
+        for _ in range(run.pages):
+            canvas.add(Rectangle(x, y, _CELL - 1, _CELL - 1, COLOURS[run.state]))
+            if run.shared:
+                canvas.add(Rectangle(x + 2, y + 2, 2, 2, PAPER))
+            x += _CELL
+
+
+def _label(canvas: Canvas, x: float, y: float, area: Area) -> None:
+    """Where an area begins, what it is, its name; in columns. A nameless one has both columns for what it is."""
+    canvas.add(
+        Line(((x, y), (x + _WIDTH, y)), _RULE, 1),
+        Text(x + _ADDRESS - 14, y + 11, f"{area.start:x}", 10, QUIET, "end", mono=True),
+    )
+    room = _KIND if area.name else _KIND + _NAME
+    canvas.add(Text(x + _ADDRESS, y + 11, shorten(area.kind, room - 8, 10), 10, QUIET))
+    if area.name:
+        name = shorten(area.name, _NAME - 8, 11, bold=True)
+        canvas.add(Text(x + _ADDRESS + _KIND, y + 11, name, 11, INK, bold=True))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coldframe.figures.canvas import INK, QUIET, Canvas, Rectangle, Text
+from coldframe.figures.canvas import FAINT, INK, QUIET, Canvas, Rectangle, Text, text_width
 from coldframe.paging import State
 
 COLOURS: Mapping[State, str] = {
-    State.VALID: "#2a7f62",
-    State.TRANSITION: "#edae2f",
-    State.PAGEFILE: "#c4473a",
-    State.COMPRESSED: "#8a56a3",
-    State.DEMAND_ZERO: "#cfd9de",
-    State.SUBSECTION: "#3c78b4",
-    State.UNMAPPED: "#f1f3f4",
+    State.VALID: "#0f6b57",
+    State.TRANSITION: "#f2b134",
+    State.PAGEFILE: "#d9542b",
+    State.COMPRESSED: "#64418f",
+    State.DEMAND_ZERO: "#bfcad1",
+    State.SUBSECTION: "#58a4de",
+    State.UNMAPPED: "#f4f6f7",
 }
 """Green is in RAM, amber still is, red and violet left it, blue never was there, grey is yet to be."""
+
+_SIZE = 12.0
 
 
 def legend(canvas: Canvas, x: float, y: float, counts: Mapping[State, int], width: float) -> float:
@@ -26,13 +28,14 @@ def legend(canvas: Canvas, x: float, y: float, counts: Mapping[State, int], widt
         if not counts.get(state):
             continue
         number = f"{counts[state]:,}"
-        needed = 20 + 7.2 * len(state) + 7.2 * len(number) + 22
+        word = text_width(state, _SIZE, bold=True)
+        needed = 18 + word + 6 + text_width(number, _SIZE)
         if at > x and at + needed > x + width:
             at, y = x, y + 20
         canvas.add(
-            Rectangle(at, y - 10, 12, 12, colour, QUIET if state is State.UNMAPPED else "none", 2),
-            Text(at + 18, y, state, 12, INK, bold=True),
-            Text(at + 24 + 7.2 * len(state), y, number, 12, QUIET),
+            Rectangle(at, y - 10, 12, 12, colour, FAINT if state is State.UNMAPPED else "none", 2),
+            Text(at + 18, y, state, _SIZE, INK, bold=True),
+            Text(at + 24 + word, y, number, _SIZE, QUIET),
         )
-        at += needed
+        at += needed + 22
     return y + 12
