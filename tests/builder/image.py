@@ -78,6 +78,7 @@ class ImageBuilder:
         invalid_pte_mask: int | None = None,
         ram: Sequence[tuple[int, int]] = ((0, 16 * MB),),
         seed: int = 1,
+        pool: int | None = None,
     ) -> None:
         self.types = types
         self.format = format
@@ -92,7 +93,8 @@ class ImageBuilder:
             self.add_ram(start, size)
         self.dtbs: list[int] = []
         self.kernel_dtb = self._new_root()
-        self._pool_next = self._pool_end = self.shape.pool
+        self.pool = self.shape.pool if pool is None else pool
+        self._pool_next = self._pool_end = self.pool
 
     # Physical memory
 
@@ -334,7 +336,7 @@ class ImageBuilder:
             _, kind = self.types.field(structure, name)
             width = kind.length if isinstance(kind, BitField) else 8 * self.types.size(kind)
             return self.encode(structure, Prototype=1, **{name: pointer & ((1 << width) - 1)})
-        offset = pointer - self.shape.pool  # 32-bit without PAE: relative to the pool, and in two halves
+        offset = pointer - self.pool  # 32-bit without PAE: relative to the pool, and in two halves
         high, low = (9, 2) if name == "ProtoAddress" else (7, 3)
         halves = {f"{name}High": offset >> high, f"{name}Low": (offset & ((1 << high) - 1)) >> low}
         if name == "SubsectionAddress":

@@ -1,4 +1,8 @@
-"""The real kernels' types that tests are run over: `../shared/symbols`, and the folder that COLDFRAME_ISF_DIR names."""
+"""The real kernels' types that tests are run over: `../shared/symbols`, and the folder that COLDFRAME_ISF_DIR names.
+
+Hundreds of kernels take minutes, so several runs can share them: with COLDFRAME_ISF_SHARE=2/3 a run takes the second
+third of them, whatever their number (`scripts/soak-kernels` starts such runs).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import os
 from functools import cache
 from pathlib import Path
 
-from coldframe.symbols import SymbolFile, load_isf
+from coldframe.symbols import SymbolFile, TableCache
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / ".." / "shared" / "symbols"
+TABLES = TableCache(ROOT / "build" / "symbols")
 
 
 def kernel_files() -> list[Path]:
@@ -17,12 +22,13 @@ def kernel_files() -> list[Path]:
     folders = [SHARED / "ntkrnlmp.pdb"]
     more = os.environ.get("COLDFRAME_ISF_DIR")
     if more:
-        folders.append(Path(more))
+        folders += [Path(folder) for folder in more.split(os.pathsep)]
     found = {path.name: path for folder in folders for path in folder.rglob("*.json*") if path.is_file()}
-    return [found[name] for name in sorted(found)]
+    part, _, parts = os.environ.get("COLDFRAME_ISF_SHARE", "1/1").partition("/")
+    return [found[name] for name in sorted(found)][int(part) - 1 :: int(parts)]
 
 
 @cache
 def kernel(path: Path) -> SymbolFile:
     """A kernel's symbols; kept, since many tests share one."""
-    return load_isf(path)
+    return TABLES.load(path)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from builder.image import PAGE, VALID, WRITE, ImageBuilder, Value
 from builder.pe import pe_headers
-from coldframe.symbols.model import Pointer, Reference, SymbolFile
+from coldframe.symbols.model import Array, BitField, Pointer, Reference, SymbolFile, Types
 
 KERNEL_BASE = 0xFFFFF803_12600000
 KERNEL_SIZE = 0x0100_0000
+POOL_BELOW_8_1 = 0xFFFFFA80_00000000
 KUSER_SHARED_DATA = 0xFFFFF780_00000000
 TYPE_NAMES = {3: "Directory", 4: "SymbolicLink", 7: "Process", 8: "Thread", 30: "Key", 37: "File", 42: "Section"}
 CREATED = 0x01D6_1B6F_0000_0000
@@ -63,6 +64,13 @@ class BuiltProcess:
     handles: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
+def _holds_48_bits(types: Types) -> bool:
+    """Whether a handle can hold any kernel address; in 8.0 only the uppermost 16 TB."""
+    name, member = "_HANDLE_TABLE_ENTRY", "ObjectPointerBits"
+    kind = types.field(name, member)[1] if types.has_field(name, member) else None
+    return not isinstance(kind, BitField) or kind.length >= 44
+
+
 class WindowsBuilder(ImageBuilder):
     """An image with an NT kernel at `base`, of the kind that `symbol_file` describes."""
 
@@ -76,6 +84,8 @@ class WindowsBuilder(ImageBuilder):
         kva_shadow: bool = False,
         **options,
     ) -> None:
+        if not _holds_48_bits(symbol_file.types):
+            options.setdefault("pool", POOL_BELOW_8_1)
         super().__init__(symbol_file.types, **options)
         self.symbol_file = symbol_file
         self.base = base
@@ -140,7 +150,11 @@ class WindowsBuilder(ImageBuilder):
         elif "MiInvalidPteMask" in symbols:
             self.set_variable("MiInvalidPteMask", self.invalid_pte_mask)
         else:
-            self.set_variable("KiImplementedPhysicalBits", bytes([self.invalid_pte_mask.bit_length()]) + b"\xcc" * 7)
+            self.set_physical_bits(self.invalid_pte_mask.bit_length())
+
+    def set_physical_bits(self, bits: int) -> None:
+        """nt!KiImplementedPhysicalBits: one byte, with other variables' bytes behind it."""
+        self.set_variable("KiImplementedPhysicalBits", bytes([bits]) + b"\xcc" * 7)
 
     def _shared_user_data(self) -> None:
         page = bytearray(PAGE)
@@ -168,8 +182,10 @@ class WindowsBuilder(ImageBuilder):
         dtb = self.kernel_dtb if pid == 4 else self.new_dtb()
         address = self.allocate_object("Process", "_EPROCESS")
         process = BuiltProcess(name, pid, ppid, address, dtb)
+        root = dtb | (2 if self.kva_shadow else 0)
+        _, kind = self.types.field("_EPROCESS", "Pcb.DirectoryTableBase")
         fields: dict[str, Value] = {
-            "Pcb.DirectoryTableBase": dtb | (2 if self.kva_shadow else 0),
+            "Pcb.DirectoryTableBase": (root, self.allocate_page()) if isinstance(kind, Array) else root,  # NT 5: two
             "UniqueProcessId": pid,
             "InheritedFromUniqueProcessId": ppid,
             "ImageFileName": name.encode()[:14],
@@ -288,10 +304,10 @@ class WindowsBuilder(ImageBuilder):
             self.write(entry + 0x18, struct.pack("<IIIHHIHHI", base, base + 0x1000, size, *strings), dtb)
             self.write(entry + 0x44, struct.pack("<I", 0x5F000000), dtb)
             process.modules.append((name, base, size))
-        if self.types.has_field("_EWOW64PROCESS", "Peb"):
-            holder = self.allocate_struct("_EWOW64PROCESS", {"Peb": va})
-        else:
-            holder = va
+        holder = va
+        for kind, member in (("_EWOW64PROCESS", "Peb"), ("_WOW64_PROCESS", "Wow64")):
+            if self.types.has_field(kind, member):
+                holder = self.allocate_struct(kind, {member: va})
         path = self._has_path("_EPROCESS", "WoW64Process", "Wow64Process")
         assert path is not None
         self.write_struct("_EPROCESS", process.address, {path: holder})
@@ -300,33 +316,36 @@ class WindowsBuilder(ImageBuilder):
 
     def allocate_object(self, kind: str, body: str, fields: Mapping[str, Value] | None = None, name: str = "") -> int:
         """An object: optional name header, object header, body; returns the body's address."""
-        if "_OBJECT_HEADER_NAME_INFO" not in self.types or not self.types.has_field("_OBJECT_HEADER", "TypeIndex"):
-            return self.allocate_struct(body, fields)
         offset = self.types.offset("_OBJECT_HEADER", "Body")
         info = self.types.size("_OBJECT_HEADER_NAME_INFO")
         address = self.allocate_struct(body, fields, header=info + offset)
         header = address - offset
         number = next(number for number, known in TYPE_NAMES.items() if known == kind)
-        index = number
-        if "ObHeaderCookie" in self.symbol_file.symbols:
-            self.set_variable("ObHeaderCookie", b"\x5a")
-            index ^= 0x5A ^ (header >> 8 & 0xFF)
-        mask = 0x48 | (2 if name else 0)  # other optional headers lie further away and must not confuse
-        self.write_struct("_OBJECT_HEADER", header, {"TypeIndex": index, "InfoMask": mask})
-        if name:
-            self.set_variable("ObpInfoMaskToOffset", bytes([0, 0x20, info, info + 0x20]), optional=True)
-            self.write_unicode_string(header - info + self.types.offset("_OBJECT_HEADER_NAME_INFO", "Name"), name)
         self._object_type(number, kind)
+        if self.types.has_field("_OBJECT_HEADER", "TypeIndex"):
+            index = number
+            if "ObHeaderCookie" in self.symbol_file.symbols:
+                self.set_variable("ObHeaderCookie", b"\x5a")
+                index ^= 0x5A ^ (header >> 8 & 0xFF)
+            mask = 0x48 | (2 if name else 0)  # other optional headers lie further away and must not confuse
+            self.write_struct("_OBJECT_HEADER", header, {"TypeIndex": index, "InfoMask": mask})
+            self.set_variable("ObpInfoMaskToOffset", bytes([0, 0x20, info, info + 0x20]), optional=True)
+        else:  # up to Vista
+            told = {"Type": self._types[kind], "NameInfoOffset": info if name else 0}
+            self.write_struct("_OBJECT_HEADER", header, told)
+        if name:
+            self.write_unicode_string(header - info + self.types.offset("_OBJECT_HEADER_NAME_INFO", "Name"), name)
         return address
 
     def _object_type(self, number: int, name: str) -> None:
-        if name in self._types or "ObTypeIndexTable" not in self.symbol_file.symbols:
+        if name in self._types:
             return
         self._types[name] = address = self.allocate_struct("_OBJECT_TYPE")
         self.write_unicode_string(address + self.types.offset("_OBJECT_TYPE", "Name"), name)
-        table = self.variable("ObTypeIndexTable")
-        self._map_span(table, 8 * 256)
-        self.write(table + 8 * number, address.to_bytes(8, "little"))
+        if "ObTypeIndexTable" in self.symbol_file.symbols:
+            table = self.variable("ObTypeIndexTable")
+            self._map_span(table, 8 * 256)
+            self.write(table + 8 * number, address.to_bytes(8, "little"))
 
     def add_file(self, name: str) -> int:
         """A `_FILE_OBJECT`; returns its address."""
@@ -414,7 +433,9 @@ class WindowsBuilder(ImageBuilder):
         header = body - self.types.offset("_OBJECT_HEADER", "Body")
         kind = "_HANDLE_TABLE_ENTRY"
         if self.types.has_field(kind, "ObjectPointerBits"):
-            fields = {"ObjectPointerBits": header >> 4 & ((1 << 44) - 1), "Unlocked": 1, "RefCnt": 0x7FFF}
+            _, bits = self.types.field(kind, "ObjectPointerBits")
+            assert isinstance(bits, BitField)
+            fields = {"ObjectPointerBits": header >> 4 & ((1 << bits.length) - 1), "Unlocked": 1, "RefCnt": 0x7FFF}
             fields["GrantedAccessBits"] = access
         else:
             fields = {"Object": header | 1, "GrantedAccess": access}
@@ -435,7 +456,9 @@ class WindowsBuilder(ImageBuilder):
         entry = self.types.size("_MMPTE")
         flags: dict[str, Value] = {"u.Flags.Image": int(image), "u.Flags.File": int(file is not None)}
         if file is not None:
-            flags["FilePointer.Value"] = self.add_file(file) | 0xB
+            plain = isinstance(self.types.field("_CONTROL_AREA", "FilePointer")[1], Pointer)  # NT 5
+            object_ = self.add_file(file)
+            flags |= {"FilePointer": object_} if plain else {"FilePointer.Value": object_ | 0xB}
         self.write_struct("_CONTROL_AREA", area, flags)
         arrays = [self.allocate_pool(entry * sum(counts))] if contiguous else []
         if contiguous:
@@ -462,9 +485,11 @@ class WindowsBuilder(ImageBuilder):
 
     def _tagged(self, name: str, tag: bytes, behind: int = 0) -> int:
         """A structure in a pool block with its tag, `behind` bytes after it."""
-        header = self.types.size("_POOL_HEADER")
+        header, at = 0x10, 4  # as every 64-bit kernel has it; a few type files leave it out
+        if "_POOL_HEADER" in self.types:
+            header, at = self.types.size("_POOL_HEADER"), self.types.offset("_POOL_HEADER", "PoolTag")
         address = self.allocate_pool(header + self.types.size(name) + behind) + header
-        self.write_struct("_POOL_HEADER", address - header, {"PoolTag": int.from_bytes(tag, "little")})
+        self.write(address - header + at, tag)
         return address
 
     def add_private_vad(self, process: BuiltProcess, start: int, pages: int, protection: int = 4) -> BuiltVad:
@@ -489,7 +514,7 @@ class WindowsBuilder(ImageBuilder):
         protection: int = 1,
     ) -> BuiltVad:
         """A view of a new section, beginning `skip` pages into it."""
-        _, subsections, pages = self.add_section(file, counts, image=image, contiguous=contiguous)
+        area, subsections, pages = self.add_section(file, counts, image=image, contiguous=contiguous)
         pages = pages[skip:]
         first = 0
         while first + 1 < len(pages) and pages[first + 1] == pages[first] + self.types.size("_MMPTE"):
@@ -499,9 +524,9 @@ class WindowsBuilder(ImageBuilder):
             start, start + len(pages) * PAGE, False, protection, 2 if image else 0, file, address, pages, subsections
         )
         held = next(place for place in reversed(subsections) if self._holds(place, pages[0]))
-        self.write_struct(
-            "_MMVAD", address, {"Subsection": held, "FirstPrototypePte": pages[0], "LastContiguousPte": pages[first]}
-        )
+        fields: dict[str, Value] = {"FirstPrototypePte": pages[0], "LastContiguousPte": pages[first]}
+        fields |= {"Subsection": held} if self.types.has_field("_MMVAD", "Subsection") else {"ControlArea": area}
+        self.write_struct("_MMVAD", address, fields)
         self._write_vad(vad, "_MMVAD", self._has_path("_MMVAD", "Core") or "")
         process.vads.append(vad)
         return vad

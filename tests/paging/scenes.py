@@ -57,8 +57,8 @@ def every_scene() -> list[tuple[str, str, str]]:
     for name in wide:
         swizzles = name in KERNELS and "SwizzleBit" in types_of(name).record("_MMPTE_SOFTWARE").fields
         out += [(name, "4-level", variant) for variant in (VARIANTS if swizzles else ["unswizzled"])]
-    for name in list(KERNELS)[:2]:
-        out += [(name, "5-level", "unswizzled"), (name, "5-level", "mask bit 51")]
+    deep = [(name, variant) for name, _, variant in out if variant in ("unswizzled", "mask bit 51")][:4]
+    out += [(name, "5-level", variant) for name, variant in deep]
     out += [("pae 7", "pae", "unswizzled"), ("x86 XP", "x86", "unswizzled")]
     out += [("pae 10", "pae", variant) for variant in VARIANTS]
     return out
@@ -134,8 +134,6 @@ def bulk_difference(page: Page, pages: PageArrays) -> str:
     if row is None:
         nothing = page.state is State.UNMAPPED and page.reason.startswith("nothing is mapped")
         return "" if nothing else f"{address:#x}: no row, and {page}"
-    if page.supplied:
-        return "" if STATES[pages.state[row]] is page.state else f"{address:#x}: another state"
     into = address - int(pages.address[row])
     physical = int(pages.physical[row])
     found = (
@@ -144,6 +142,7 @@ def bulk_difference(page: Page, pages: PageArrays) -> str:
         None if physical == NOWHERE else physical + into,
         (int(pages.number[row]), int(pages.offset[row])) if page.pagefile else None,
         int(pages.subsection[row]) if page.subsection else None,
+        bool(pages.supplied[row]),
         bool(pages.readable[row]),
     )
     expected = (
@@ -152,6 +151,7 @@ def bulk_difference(page: Page, pages: PageArrays) -> str:
         page.physical,
         (page.pagefile.number, page.pagefile.offset) if page.pagefile else None,
         page.subsection.address if page.subsection else None,
+        page.supplied,
         page.readable,
     )
     return "" if found == expected else f"{address:#x}: {found} in bulk, {expected} singly ({page.reason})"

@@ -26,7 +26,7 @@ def both(request, tmp_path):
     image.add_driver("Ntfs.sys", image.base + 0x2000_0000, 0x5000)
     image.add_private_vad(notepad, 0x1000_0000, 16)
     image.add_view(notepad, 0x2000_0000, file="\\Users\\minint\\a.txt", counts=(5,))
-    image.add_view(notepad, 0x7FFB_1234_0000, file="\\Windows\\ntdll.dll", counts=(1, 6, 3), image=True, protection=7)
+    image.add_view(notepad, 0x7FB_1234_0000, file="\\Windows\\ntdll.dll", counts=(1, 6, 3), image=True, protection=7)
     file = image.add_file("\\Users\\minint\\a.txt")
     image.set_handles(notepad, {4: (file, 0x12019F), 0x6C: (built.smss.address, 0x1FFFFF)})
     guest: Guest = built.open()
