@@ -62,6 +62,8 @@ class LiveGuest(Guest):
         self.active: dict[tuple[int, str], list[Breakpoint]] = {}
         self._runs = False
         super().__init__(vm.physical, store, location, symbol_file, registers)
+        self.pages.own_disks = vm.disks
+        self.pages.use(vm.disks)
         self.stacks = StackWalker(self)
         self._current = Current(self)
 

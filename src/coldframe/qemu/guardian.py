@@ -1,14 +1,15 @@
 """The guardian: a tiny process that lets the guest go on when coldframe dies.
 
 It holds duplicates of coldframe's two sockets (the gdbstub's and QMP's) and waits at a pipe. When coldframe is gone,
-the pipe ends, and the guardian removes every breakpoint, lets the guest run if it ran when coldframe came, and closes
-the gdbstub. It runs in a session of its own, so neither Ctrl-C nor a kill of coldframe's process group reaches it, and
-uses the standard library alone, so that it starts within milliseconds.
+the pipe ends, and the guardian removes every breakpoint, ends the NBD server with its exports of the guest's disks,
+closes the gdbstub, and lets the guest run if it ran when coldframe came. It runs in a session of its own, so neither
+Ctrl-C nor a kill of coldframe's process group reaches it, and uses the standard library alone, so that it starts within
+milliseconds.
 
 Arguments: descriptors of the control pipe, the gdbstub's socket, QMP's (-1: none); process ids of coldframe and QEMU
 (0: not known); was-running or was-paused; close-stub or keep-stub; the libvirt domain or nothing. Over the control pipe
-come lines: `+Z1,ADDR,LEN` and `-Z1,ADDR,LEN` (hex) for each breakpoint set and removed, and `bye` when coldframe has
-cleaned up.
+come lines: `+Z1,ADDR,LEN` and `-Z1,ADDR,LEN` (hex) for each breakpoint set and removed, `+nbd` and `-nbd` for the NBD
+server, and `bye` when coldframe has cleaned up.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def packet(payload: bytes) -> bytes:
 
 
 def wait_for_end(control: int, qmp: int, parent: int, qemu: int) -> set[bytes] | None:
-    """Wait until coldframe is gone and return the breakpoints it left; None when there is nothing to do."""
+    """Wait until coldframe is gone and return what it left, breakpoints and `nbd`; None: nothing is to be done."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     watched = {}
@@ -88,8 +89,8 @@ def remove_breakpoints(gdb: socket.socket, breakpoints: set[bytes]) -> None:
     ask(gdb, b"\x03#00" + b"".join(map(packet, [*removals, b"qC"])), b"$QC")
 
 
-def close_stub(monitor: socket.socket, close: bool, was_running: bool) -> None:
-    """Close the gdbstub through QMP; see that the guest runs if it did."""
+def close_stub(monitor: socket.socket, close: bool, was_running: bool, exported: bool) -> None:
+    """End the NBD server and close the gdbstub through QMP; see that the guest runs if it did."""
     monitor.setblocking(True)
     monitor.settimeout(TIMEOUT)
     reader = monitor.makefile("rb")
@@ -110,6 +111,8 @@ def close_stub(monitor: socket.socket, close: bool, was_running: bool) -> None:
                 return answer.get("return")
         return None
 
+    if exported:
+        execute("nbd-server-stop", "guardian-0")
     if close:
         execute("human-monitor-command", "guardian-1", **{"command-line": "gdbserver none"})
         execute("chardev-remove", "guardian-2", id="coldframe-gdb")  # there where the gdbstub had not been opened yet
@@ -119,9 +122,10 @@ def close_stub(monitor: socket.socket, close: bool, was_running: bool) -> None:
             execute("cont", "guardian-4")
 
 
-def by_virsh(domain: str, close: bool, was_running: bool) -> bool:
+def by_virsh(domain: str, close: bool, was_running: bool, exported: bool) -> bool:
     """The same through libvirt; False when virsh is missing or fails."""
-    lines = (["gdbserver none"] if close else []) + (["cont"] if was_running else [])
+    lines = ["nbd_server_stop"] if exported else []
+    lines += (["gdbserver none"] if close else []) + (["cont"] if was_running else [])
     try:
         return not any(
             subprocess.run(
@@ -142,14 +146,16 @@ def main() -> None:
     breakpoints = wait_for_end(control, qmp, parent, qemu)
     if breakpoints is None:
         return
+    exported = b"nbd" in breakpoints
+    breakpoints.discard(b"nbd")
     stub = socket.socket(fileno=gdb)
     if breakpoints:  # else the gdbstub may not have been opened yet: it would not answer
         with contextlib.suppress(OSError):
             remove_breakpoints(stub, breakpoints)
     with contextlib.suppress(OSError):
         if qmp >= 0:
-            close_stub(socket.socket(fileno=qmp), close, was_running)
-        elif not by_virsh(domain, close, was_running) and was_running:
+            close_stub(socket.socket(fileno=qmp), close, was_running, exported)
+        elif not by_virsh(domain, close, was_running, exported) and was_running:
             ask(stub, packet(b"D;1"), b"$OK")  # lets the guest run
 
 

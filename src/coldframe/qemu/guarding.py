@@ -38,6 +38,10 @@ class Guard:
         """Say that a breakpoint has been removed."""
         self._tell(b"-" + breakpoint_packet)
 
+    def exports(self, begun: bool) -> None:
+        """Say that disks are about to be exported over NBD, or that this has ended."""
+        self._tell(b"+nbd" if begun else b"-nbd")
+
     def _tell(self, line: bytes) -> None:
         with contextlib.suppress(OSError):  # the guardian leaves when QEMU ends; the next request will say so
             os.write(self._pipe, line + b"\n")

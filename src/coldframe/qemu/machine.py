@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+from coldframe.disk.blocks import Blocks
 from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, UnreadableMemoryError
 from coldframe.memory import PhysicalMemory
 from coldframe.qemu import ram, stub_setup
@@ -20,6 +21,7 @@ from coldframe.qemu.arrivals import Breakpoint, Stop
 from coldframe.qemu.control import Control
 from coldframe.qemu.gdbstub import GdbStub
 from coldframe.qemu.guarding import Guard
+from coldframe.qemu.nbd_export import DiskExports
 from coldframe.qemu.qmp import Json, Monitor, QmpClient
 
 _TABLE = re.compile(r"^(GDT|IDT)=\s*([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE)
@@ -53,6 +55,7 @@ class VirtualMachine:
         self._control: Control | None = None
         self._connection: stub_setup.StubConnection | None = None
         self._guard: Guard | None = None
+        self._exports: DiskExports | None = None
         self._closed = False
         self._resume_callbacks: list[Callable[[], None]] = []
         self._leave_running = leave_running
@@ -212,6 +215,16 @@ class VirtualMachine:
         control.on_resume = self._resume_callbacks
         return control
 
+    def disks(self) -> Sequence[Blocks]:
+        """The machine's disks, read through QEMU, which exports them until `close`; what they hold changes as it runs.
+
+        Raises `CapabilityError` where QEMU has no disk, or its NBD server is in use.
+        """
+        if self._exports is None:
+            guard = None if self._refuses_control else (self.control, self._guard)[1]
+            self._exports = DiskExports(self._monitor, guard)
+        return self._exports.disks()
+
     def on_resume(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever the guest is about to run: whoever caches anything of the guest drops it there."""
         self._resume_callbacks.append(callback)
@@ -267,6 +280,8 @@ class VirtualMachine:
         if self._closed:
             return
         self._closed = True
+        if self._exports is not None:
+            self._exports.close()
         try:
             if self._control is not None and self._connection is not None:
                 control, self._control = self._control, None
