@@ -49,10 +49,15 @@ def open_image(
     `SymbolFileNotFoundError` when the kernel's PDB is nowhere. The guest is a context manager.
     """
     from coldframe.images import open_image as open_physical  # noqa: PLC0415 - keeps `attach` from loading formats
+    from coldframe.images import triage_dump  # noqa: PLC0415
     from coldframe.windows import Guest  # noqa: PLC0415
+    from coldframe.windows.triageguest import TriageGuest  # noqa: PLC0415
 
     if not Path(path).is_file():
         raise UsageError(f"expected a memory image at {os.fspath(path)}, found no such file")
+    dump = triage_dump(path)
+    if dump is not None:
+        return TriageGuest.of_dump(dump, symbol_store(symbols))
     image = open_physical(path)
     guest = Guest.open(image.physical, symbol_store(symbols), registers=image.registers)
     try:

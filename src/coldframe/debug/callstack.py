@@ -22,6 +22,7 @@ from coldframe.errors import ColdframeError, FormatError, UnreadableMemoryError
 from coldframe.windows.guest import Guest
 from coldframe.windows.module import Module
 from coldframe.windows.process import Process, Thread
+from coldframe.windows.triageguest import TriageGuest
 
 MOST_FRAMES = 512
 _KERNEL = 1 << 63
@@ -77,7 +78,10 @@ class _PausedMemory:
             return self._memory.read(address, size)
         page = self._pages.get(address - offset)
         if page is None:
-            page = self._pages[address - offset] = self._memory.read(address - offset, _PAGE)
+            try:
+                page = self._pages[address - offset] = self._memory.read(address - offset, _PAGE)
+            except UnreadableMemoryError:  # of a page that is there in part, this may be there
+                return self._memory.read(address, size)
         return page[offset : offset + size]
 
 
@@ -285,12 +289,16 @@ def vcpu_callstack(guest: Guest, vcpu: int) -> list[Frame]:
     Raises `CapabilityError` where the target carries no registers.
     """
     registers = guest.registers(vcpu)
+    if isinstance(guest, TriageGuest):
+        return _of_triage(guest)
     thread = current_thread(guest, registers)
     return StackWalker(guest).walk(registers, thread.process if thread is not None else None, thread)
 
 
 def thread_callstack(guest: Guest, thread: Thread) -> list[Frame]:
     """The call stack of `thread`: from its vCPU's registers while it runs, else from where it was switched out."""
+    if isinstance(guest, TriageGuest):
+        return _of_triage(guest)
     for vcpu in range(guest.vcpus):
         registers = guest.registers(vcpu)
         if current_thread(guest, registers) == thread:
@@ -304,3 +312,9 @@ def thread_callstack(guest: Guest, thread: Thread) -> list[Frame]:
         return []
     registers = {name.lower(): frame.integer(name) for name in ("Rip", "Rsp", "Rbp", "Rbx", "Rsi", "Rdi")}
     return walker.walk(registers, thread.process, thread)
+
+
+def _of_triage(guest: TriageGuest) -> list[Frame]:
+    from coldframe.debug.triagestack import triage_callstack  # noqa: PLC0415 - it is written in terms of this module
+
+    return triage_callstack(guest)

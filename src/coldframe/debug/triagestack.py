@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from coldframe.debug.callstack import MOST_FRAMES, Frame, StackWalker
 from coldframe.debug.prologue import follows_call
-from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.errors import CapabilityError, ColdframeError, UnreadableMemoryError
 from coldframe.windows.triageguest import TriageGuest
 
 _FIRST_CODE = 0x1000  # an image's headers take its first page
+_LONGEST_CALL = 7
 
 
 def triage_callstack(guest: TriageGuest) -> list[Frame]:
@@ -21,14 +22,12 @@ def triage_callstack(guest: TriageGuest) -> list[Frame]:
     registers = guest.registers(0)
     if "rip" not in registers:
         raise CapabilityError("the dump's header has no registers of the thread that crashed")
-    walker = StackWalker(guest)
-    frames = walker.walk(registers) if guest.dump.pointer_size == 8 else []
-    start = frames[-1].stack_pointer + 8 if frames else registers.get("rsp", 0)
-    if not frames:
-        frames = [_frame(guest, registers["rip"], start, "registers")]
-        start -= guest.dump.pointer_size
+    if guest.dump.pointer_size == 8:
+        frames = StackWalker(guest).walk(registers)
+    else:
+        frames = [_frame(guest, registers["rip"], registers["rsp"], "the 32-bit stack is not unwound")]
     if frames[-1].how != "end of stack":
-        frames += _scanned(guest, start, MOST_FRAMES - len(frames))
+        frames += _scanned(guest, frames[-1].stack_pointer, MOST_FRAMES - len(frames))
     return frames
 
 
@@ -45,25 +44,23 @@ def _scanned(guest: TriageGuest, start: int, limit: int) -> Iterator[Frame]:
         module = guest.module_at(value)
         if module is None or value - module.base < _FIRST_CODE or found >= limit:
             continue
-        checked = "no block holds its code"
+        checked = "behind a call"
         try:
+            guest.memory.read(value - _LONGEST_CALL, _LONGEST_CALL)
             if not follows_call(guest.memory, value):
                 continue
-            checked = "behind a call"
         except UnreadableMemoryError:
-            pass
+            checked = "no block holds its code"
         found += 1
         yield _frame(guest, value, start + at + word, f"scan: found at {start + at:#x} ({checked}), may be stale")
 
 
 def _frame(guest: TriageGuest, address: int, stack_pointer: int, how: str) -> Frame:
     module = guest.module_at(address)
-    nearest = None
-    if module is not None:
-        try:
-            nearest = module.symbols.symbols.nearest(address - module.base)
-        except Exception:  # noqa: BLE001
-            nearest = None
+    try:
+        nearest = None if module is None else module.symbols.symbols.nearest(address - module.base)
+    except ColdframeError:  # no symbols: the module's name and the distance from its base say it
+        nearest = None
     symbol, displacement = nearest if nearest else (None, address - module.base if module else 0)
     stem = module.stem if module is not None else None
     user = address < 1 << 8 * guest.dump.pointer_size - 1

@@ -8,9 +8,9 @@ from pathlib import Path
 from coldframe.errors import FormatError
 from coldframe.images import avml, crashdump, crashheader, elf, lime, raw, unpacked, vmware
 from coldframe.images.image import ImageFile, PhysicalImage
-from coldframe.images.triage import TriageDump, open_triage
+from coldframe.images.triage import TriageDump, is_triage, open_triage
 
-__all__ = ["PhysicalImage", "TriageDump", "open_image", "open_triage"]
+__all__ = ["PhysicalImage", "TriageDump", "open_image", "open_triage", "triage_dump"]
 
 
 def open_image(path: str | os.PathLike[str]) -> PhysicalImage:
@@ -28,6 +28,14 @@ def open_image(path: str | os.PathLike[str]) -> PhysicalImage:
         image.format = f"{image.format}, {compression}"
         return image
     return _open(file)
+
+
+def triage_dump(path: str | os.PathLike[str]) -> TriageDump | None:
+    """The triage dump at `path`, which has no physical memory, or None for any other file.
+
+    Raises `FormatError` for a damaged one, `OSError`.
+    """
+    return open_triage(path) if is_triage(ImageFile.map(Path(path))) else None
 
 
 def _open(file: ImageFile) -> PhysicalImage:

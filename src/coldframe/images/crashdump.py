@@ -8,7 +8,7 @@ whose bit is set. No public PDB has `DUMP_HEADER64`, so its offsets are numbers 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ _MOST_RUNS = 1 << 21
 # DUMP_HEADER32 (Volatility's crash.json, QEMU's WinDumpHeader32) and CONTEXT of winnt.h (x86), from SegGs on
 _I386, _MACHINE32, _RUN_COUNT32, _RUNS32, _DUMP_TYPE32, _CONTEXT32 = 0x14C, 0x20, 0x64, 0x6C, 0xF88, 0x320
 _MOST_RUNS32 = 86
-_SEG_GS32, _EIP32 = 0x8C, 0xB8
+_SEG_GS32 = 0x8C
 _CONTEXT32_REGISTERS = (
     *("gs", "fs", "es", "ds", "rdi", "rsi", "rbx", "rdx", "rcx", "rax", "rbp", "rip", "cs", "eflags", "rsp", "ss"),
 )
@@ -90,11 +90,18 @@ def _open_32(file: ImageFile) -> PhysicalImage:
     runs = whole_runs(file, wanted, warnings)
     if not runs:
         raise FormatError(f"{file.path} is a crash dump without pages")
-    registers = {"cr3": word(0x10), "nt_address": word(0x18) or word(0x1C) or word(0x60), "pae": header[0x5C]}
-    if word(_CONTEXT32 + _EIP32):
-        values = struct.unpack_from("<16I", header, _CONTEXT32 + _SEG_GS32)
-        registers |= zip(_CONTEXT32_REGISTERS, values, strict=True)
-    return PhysicalImage(PhysicalMemory(runs), name, [registers], warnings)
+    return PhysicalImage(PhysicalMemory(runs), name, [registers32(header)], warnings)
+
+
+def registers32(header: bytes) -> Mapping[str, int]:
+    """As `crashheader.registers`, of a DUMP_HEADER32; registers by the names of their 64-bit forms."""
+    table, _, modules, processes = struct.unpack_from("<4I", header, 0x10)
+    (block,) = struct.unpack_from("<I", header, 0x60)
+    found = {"cr3": table, "nt_address": modules or processes or block, "pae": header[0x5C]}
+    values = struct.unpack_from("<16I", header, _CONTEXT32 + _SEG_GS32)
+    if values[_CONTEXT32_REGISTERS.index("rip")]:
+        found |= zip(_CONTEXT32_REGISTERS, values, strict=True)
+    return found
 
 
 def _runs(file: ImageFile, header: bytes) -> Iterator[tuple[int, int, int]]:
