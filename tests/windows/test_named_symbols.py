@@ -1,4 +1,4 @@
-"""A 64-bit kernel without a CodeView record, as of ReactOS: known by its exports, read by a file that the user names."""
+"""A 64-bit kernel without a CodeView record (ReactOS has none): known by its exports, read by a named symbol file."""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ class PteLayout:
     """Masks and shifts of one kernel's PTEs. Masks are in place; `Bits` know their position.
 
     `hardware_frame` and `transition_frame` mask physical addresses (a frame number stands at bit 12, so that no shift
-    is needed). `swizzle_bit` is 0 in kernels that have none. `pools` is needed by 32-bit kernels without PAE alone.
+    is needed). `swizzle_bit` is 0 in kernels that have none. A prototype PTE's protection stands elsewhere in old
+    kernels, and some leave a subsection's out. `pools` is needed by 32-bit kernels without PAE alone.
     """
 
     entry_size: int
@@ -111,6 +112,8 @@ class PteLayout:
     writable: int
     copy_on_write: int
     protection: Bits
+    prototype_protection: Bits
+    subsection_protection: Bits
     page_file_low: Bits
     page_file_high: Bits
     prototype_address_bits: SplitAddress
@@ -145,6 +148,8 @@ class PteLayout:
             writable=(writable or NO_BITS).mask,
             copy_on_write=(_optional(types, _HARDWARE, "CopyOnWrite") or NO_BITS).mask,
             protection=_agreed(types, "Protection", (_SOFTWARE, _TRANSITION)),
+            prototype_protection=_optional(types, _PROTOTYPE, "Protection") or NO_BITS,
+            subsection_protection=_optional(types, _SUBSECTION, "Protection") or NO_BITS,
             page_file_low=_bits(types, _SOFTWARE, "PageFileLow"),
             page_file_high=_bits(types, _SOFTWARE, "PageFileHigh"),
             prototype_address_bits=_address(types, _PROTOTYPE, "ProtoAddress", align=2, base=0x80000000),

@@ -30,7 +30,7 @@ from coldframe.memory import PhysicalMemory
 from coldframe.paging import says
 from coldframe.paging.asks import MAX_DEPTH, TROUBLE, Asks
 from coldframe.paging.formats import LARGE, PAGE_MASK, PAGE_SIZE, VALID, PageTableFormat
-from coldframe.paging.layout import PteLayout
+from coldframe.paging.layout import Bits, PteLayout
 from coldframe.paging.notes import ABSENT, ZERO, Asked, Entry, Notes, Table
 from coldframe.paging.page import Page, State, Step, SubsectionPage, Via
 from coldframe.paging.sources import DescribesSubsections, FindsVads, NamesPagingFiles, PageSource
@@ -303,7 +303,7 @@ class Resolver(Asks):
             pointer = layout.prototype_address(value)
             if notes is not None:
                 words = "prototype relative to an unknown pool" if pointer is None else f"prototype: {pointer:#x}"
-                notes.steps.append(self._invalid_step(entry, value, words))
+                notes.steps.append(self._invalid_step(entry, value, words, layout.prototype_protection))
             return self._prototype(asked, pointer)
         return self._software(asked, entry, value, layout)
 
@@ -395,7 +395,7 @@ class Resolver(Asks):
         """A prototype PTE with the prototype bit: the page is in a file."""
         address = layout.subsection_address(value)
         words = "subsection relative to an unknown pool" if address is None else f"subsection: {address:#x}"
-        notes.steps.append(self._invalid_step(entry, value, words))
+        notes.steps.append(self._invalid_step(entry, value, words, layout.subsection_protection))
         if address is None:
             unknown = "nt!MmSubsectionBase or nt!MmNonPagedPoolEnd, which are not known"
             return notes.stop(State.SUBSECTION, f"page is in a file; this kernel names subsections by {unknown}")
@@ -452,9 +452,9 @@ class Resolver(Asks):
     def _valid_step(self, entry: Entry, frame: int, *, large: bool = False) -> Step:
         return self._step(entry, says.frame(frame, entry.stored, self.layout, large=large))
 
-    def _invalid_step(self, entry: Entry, value: int, meaning: str) -> Step:
+    def _invalid_step(self, entry: Entry, value: int, meaning: str, protection: Bits | None = None) -> Step:
         assert self.layout is not None
-        return self._step(entry, says.not_valid(meaning, value, self.layout, entry.stored))
+        return self._step(entry, says.not_valid(meaning, value, self.layout, entry.stored, protection))
 
     def _not_canonical(self, address: int, notes: Notes) -> int:
         reason = f"no address of {self.format.name} paging: those have {self.format.address_bits} bits"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coldframe.paging.formats import LARGE
-from coldframe.paging.layout import PteLayout
+from coldframe.paging.layout import Bits, PteLayout
 
 _ACCESS = (
     "NoAccess",
@@ -64,13 +64,14 @@ def frame(physical: int, value: int, layout: PteLayout | None, *, large: bool) -
     return f"pfn {physical >> 12:x} {letters}"
 
 
-def protection(value: int, layout: PteLayout) -> str:
-    """`protect 4 - ReadWrite`, from a software PTE."""
-    bits = layout.protection.get(value)
+def protection(value: int, layout: PteLayout, where: Bits | None = None) -> str:
+    """`protect 4 - ReadWrite`, from a software PTE; `where` its bits are, if not where most have them."""
+    bits = (where or layout.protection).get(value)
     return f"protect {bits:x} - {_ACCESS[bits & 7]}{_MODIFIERS[bits >> 3 & 3]}"
 
 
-def not_valid(meaning: str, value: int, layout: PteLayout, stored: int) -> str:
+def not_valid(meaning: str, value: int, layout: PteLayout, stored: int, where: Bits | None = None) -> str:
     """An invalid entry that means something: `not valid; transition: pfn 1234, protect 4 - ReadWrite`."""
     unmasked = f" (unswizzled 0x{value:0{2 * layout.entry_size}X})" if value != stored else ""
-    return f"not valid{unmasked}; {meaning}, {protection(value, layout)}"
+    protect = f", {protection(value, layout, where)}" if where is None or where.length else ""
+    return f"not valid{unmasked}; {meaning}{protect}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coldframe.errors import TypeNotFoundError, UnreadableMemoryError
+from coldframe.errors import CapabilityError, TypeNotFoundError, UnreadableMemoryError
 from coldframe.images.crashheader import LIVE_SYSTEM_DUMP, CrashHeader
 from coldframe.windows.kernel import KUSER_SHARED_DATA
 from coldframe.windows.processor import processor_blocks
@@ -13,14 +13,21 @@ from coldframe.windows.typed import Struct
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
+_POINTER_OF_DUMPS = 8
 _OWNER_TAG = 0x10  # DBGKD_DEBUG_DATA_HEADER64 of wdbgexts.h: a LIST_ENTRY64, then OwnerTag
 
 
 def crash_header(guest: Guest) -> CrashHeader:
     """The header for a dump of `guest` as it is; what this kernel has no symbol for, or cannot be read, is 0.
 
-    `guest.warnings` says so where the kernel's debugger data is encoded.
+    `guest.warnings` says so where the kernel's debugger data is encoded. Raises `CapabilityError` for a 32-bit guest,
+    whose dumps have another header.
     """
+    if guest.types.pointer_size != _POINTER_OF_DUMPS:
+        raise CapabilityError(
+            "expected a 64-bit guest, found a 32-bit one: a crash dump of it is not written;"
+            " an ELF core or raw file holds the same memory"
+        )
     shared = guest.struct("_KUSER_SHARED_DATA", KUSER_SHARED_DATA)
     build = _variable(guest, "NtBuildNumber", 4)
     block = guest.variable("KdDebuggerDataBlock") or 0

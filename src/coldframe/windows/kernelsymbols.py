@@ -69,6 +69,11 @@ def _agreement(physical: PhysicalMemory, location: KernelLocation, symbols: Symb
         return "describes no NT kernel: it has no type _EPROCESS"
     if symbols.types.pointer_size != width:
         return f"is of a {8 * symbols.types.pointer_size}-bit kernel, this one has {8 * width} bits"
+    entry = symbols.types.size("_MMPTE_HARDWARE") if "_MMPTE_HARDWARE" in symbols.types else space.format.entry_size
+    if entry != space.format.entry_size:
+        return (
+            f"is of a kernel whose page-table entries have {entry} bytes, those of this one {space.format.entry_size}"
+        )
     try:
         exported = dict(PeImage.read(space, location.base).exports())
     except (FormatError, UnreadableMemoryError) as error:
