@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from coldframe.cli import absent, boot, census, dump, figure, handles, lists, live, pages, practice, search, types
+from coldframe.cli import (
+    absent,
+    boot,
+    census,
+    dump,
+    figure,
+    handles,
+    lists,
+    pages,
+    practice,
+    search,
+    stack,
+    trace,
+    types,
+)
 
 app = typer.Typer(
     name="coldframe",
@@ -15,6 +29,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-for room in (lists, handles, pages, census, search, figure, dump, live, boot, types, practice):
+for room in (lists, handles, pages, census, search, figure, dump, trace, stack, boot, types, practice):
     room.register(app)
 absent.add_options(app)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from coldframe.cli.live import print_event
 from coldframe.cli.options import JsonLines
 from coldframe.cli.pages import page_lines
 from coldframe.cli.render import err, out, print_json, print_rows, printable
+from coldframe.cli.trace import print_event
 from coldframe.errors import GuestGoneError, UsageError
 
 Layout = Annotated[str, typer.Option("--layout", metavar="BUILD", help="Whose kernel's structures: 19041, 22000, ...")]

@@ -51,13 +51,22 @@ class Call(Generic[_Noted]):
 class Calls(Generic[_Noted]):
     """Made by `LiveGuest.calls`. A call that never returns (its thread ends) is dropped when the block is left.
 
-    `note` is called at every entry, while the guest stands there; what it returns is the call's `noted`.
+    `note` is called at every entry, while the guest stands there; what it returns is the call's `noted`. `taken_for`
+    gives the hit that an entry's hit stands for (a system call, at the one place where all of them arrive); None leaves
+    it out.
     """
 
-    def __init__(self, guest: LiveGuest, entries: Sequence[Breakpoint], note: Callable[[Hit], _Noted]) -> None:
+    def __init__(
+        self,
+        guest: LiveGuest,
+        entries: Sequence[Breakpoint],
+        note: Callable[[Hit], _Noted],
+        taken_for: Callable[[Hit], Hit | None] = lambda hit: hit,
+    ) -> None:
         self.guest = guest
         self._entries = tuple(entries)
         self._note = note
+        self._taken_for = taken_for
         self._open: dict[Breakpoint, Call[_Noted]] = {}
 
     def __enter__(self) -> Self:
@@ -91,10 +100,13 @@ class Calls(Generic[_Noted]):
             if call is not None:
                 call.returned = hit
                 return call
+            entered = self._taken_for(hit)
+            if entered is None:
+                continue
             if len(self._open) >= _MOST_OPEN:
                 oldest = next(iter(self._open))
                 oldest.remove()
                 del self._open[oldest]
-            returned = hit.break_on_return()
+            returned = entered.break_on_return()
             returned.insert()
-            self._open[returned] = Call(hit, self._note(hit))
+            self._open[returned] = Call(entered, self._note(entered))

@@ -28,6 +28,7 @@ class Hit:
     `registers` are those of vCPU number `vcpu` before the instruction under the breakpoint; `time` is the host's clock
     (seconds since 1970) when the guest stopped. Everything else is read when it is asked for, so ask before the guest
     runs on; `late` says that it has: then only `registers`, `address`, `vcpu` and `time` are of the moment of the hit.
+    `ethread` and `eprocess` are the addresses of the thread and of its process, 0 before the kernel has any.
     """
 
     def __init__(self, guest: LiveGuest, breakpoint: Breakpoint, arrival: Arrival) -> None:  # noqa: A002 - its name
@@ -39,8 +40,8 @@ class Hit:
         """The address of the data that was read or written, at a breakpoint on data."""
         self.time = time.time()
         self._pause = guest.pauses
-        self._ethread = arrival.ethread
-        self._eprocess = arrival.eprocess
+        self.ethread = arrival.ethread
+        self.eprocess = arrival.eprocess
 
     def __repr__(self) -> str:
         return f"<Hit of {self.function} on vCPU {self.vcpu}>"
@@ -58,21 +59,21 @@ class Hit:
     @property
     def thread(self) -> Thread:
         """The thread that arrived; raises `NotFoundError` before the kernel has threads."""
-        if not self._ethread:
+        if not self.ethread:
             raise NotFoundError("thread", f"of vCPU {self.vcpu}", hint="its KPCR is not set up yet")
-        return thread_at(self.guest, self._ethread)
+        return thread_at(self.guest, self.ethread)
 
     @property
     def process(self) -> Process:
         """The process that the thread belongs to; raises `NotFoundError` before the kernel has threads."""
-        if not self._eprocess:
+        if not self.eprocess:
             raise NotFoundError("process", f"of vCPU {self.vcpu}", hint="its KPCR is not set up yet")
-        return process_at(self.guest, self._eprocess)
+        return process_at(self.guest, self.eprocess)
 
     @property
     def memory(self) -> AddressSpace:
         """The address space of the process, user and kernel half."""
-        if self._eprocess:
+        if self.eprocess:
             return self.process.memory
         return AddressSpace(self.guest.resolver, self.registers["cr3"] & _FRAME)
 
@@ -95,8 +96,8 @@ class Hit:
 
     def callstack(self, limit: int = 512) -> list[Frame]:
         """The frames of kernel and user mode, the innermost first."""
-        process = self.process if self._eprocess else None
-        thread = self.thread if self._ethread else None
+        process = self.process if self.eprocess else None
+        thread = self.thread if self.ethread else None
         return self.guest.stacks.walk(self.registers, process, thread, limit=limit)
 
     def write_registers(self, values: Mapping[str, int]) -> None:
@@ -121,7 +122,7 @@ class Hit:
         stack = self.registers["rsp"]
         return self.guest.break_on(
             self.return_address,
-            thread=self.thread if self._ethread else None,
+            thread=self.thread if self.ethread else None,
             condition=lambda hit: hit.registers["rsp"] > stack,
             once=True,
         )

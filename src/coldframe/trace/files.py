@@ -58,27 +58,38 @@ class FileWrites:
         return write
 
     def save(self, folder: Path) -> dict[str, Path]:
-        """Put what was written to each file into a file of `folder`, at the offsets it was written to.
+        """Put what was written to each file into a file of `folder`; returns where each went. See `SavedFiles`."""
+        saved = SavedFiles(folder)
+        for writes in self.writes.values():
+            for write in writes:
+                saved.put(write)
+        return saved.paths
 
-        Names are made safe (no path, no reserved name) and unique; what was not written is a hole of zeros. Returns
-        where each went. Files that exist already are overwritten.
-        """
+
+class SavedFiles:
+    """A folder that takes what a guest writes, file by file, at the offsets it was written to.
+
+    Names are made safe (no path, no reserved name) and unique; what was not written is a hole of zeros. Files of those
+    names that exist already are overwritten. `paths` tells where each of the guest's files went.
+    """
+
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        saved: dict[str, Path] = {}
-        taken: set[str] = set()
-        for name, writes in self.writes.items():
-            path = folder / _unique(safe_name(name), taken)
-            with path.open("wb") as file:
-                for write in writes:
-                    if write.offset is None:
-                        file.seek(0, 2)
-                    elif write.offset + len(write.data) > _LARGEST_FILE:
-                        continue
-                    else:
-                        file.seek(write.offset)
-                    file.write(write.data)
-            saved[name] = path
-        return saved
+        self._folder = folder
+        self._taken: set[str] = set()
+        self.paths: dict[str, Path] = {}
+
+    def put(self, write: Write) -> Path:
+        """Save one write; one beyond the largest file is left out."""
+        path = self.paths.get(write.file)
+        if path is None:
+            path = self.paths[write.file] = self._folder / _unique(safe_name(write.file), self._taken)
+            path.write_bytes(b"")
+        if write.offset is None or write.offset + len(write.data) <= _LARGEST_FILE:
+            with path.open("r+b") as file:
+                file.seek(0, 2) if write.offset is None else file.seek(write.offset)
+                file.write(write.data)
+        return path
 
 
 def safe_name(name: str) -> str:

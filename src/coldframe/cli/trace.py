@@ -1,0 +1,209 @@
+"""`trace`: calls of functions in a running guest, or what one of the ready tracers follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coldframe.cli.absent import attach
+from coldframe.cli.options import JsonLines, SymbolPaths, Target
+from coldframe.cli.render import err, out, print_json, printable
+from coldframe.errors import UsageError
+
+if TYPE_CHECKING:
+    from coldframe.debug import LiveGuest
+    from coldframe.trace import Tracer
+    from coldframe.trace import Value as Traced
+    from coldframe.windows import Process
+
+TRACERS = {
+    "files": "what is written to files; --save FOLDER puts it together there",
+    "syscalls": "every system call, with arguments and result",
+}
+"""The ready tracers and what each follows."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verb to `app`."""
+    app.command()(trace)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the call asked for, tracers' options too."""
+
+    functions: list[str]
+    process: str | int | None
+    condition: str | None
+    results: bool
+    limit: int | None
+    duration: float | None
+    save: Path | None
+
+    @property
+    def tracer(self) -> str | None:
+        """The ready tracer that is meant, if one is."""
+        named = [name for name in self.functions if name in TRACERS]
+        if named and len(self.functions) > 1:
+            raise UsageError(f"expected functions or one tracer, found {' '.join(self.functions)}")
+        return named[0] if named else None
+
+
+def trace(
+    target: Target,
+    functions: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FUNCTION...",
+            help="Functions (NtWriteFile, nt!NtReadFile, ntdll!RtlFoo), or one tracer: files, syscalls.",
+        ),
+    ],
+    symbols: SymbolPaths,
+    process: Annotated[
+        str | None, typer.Option("--process", "-P", metavar="NAME|PID", help="Only calls of this process.")
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option("--if", metavar="EXPRESSION", help="Only calls for which it holds: 'Length > 100 and vcpu == 0'."),
+    ] = None,
+    results: Annotated[
+        bool, typer.Option("--results", "-r", help="Print a call when it has returned, and what.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FOLDER", help="files: put what is written together there.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", help="End after N calls.", min=1)] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", metavar="SECONDS", help="End after this long.", min=0.0)
+    ] = None,
+    as_json: JsonLines = False,
+) -> None:
+    """Break on functions of a running guest; print each call. With process, arguments and call stack; Ctrl-C ends it.
+
+    \b
+    coldframe trace win10.qmp NtWriteFile --process notepad.exe
+    coldframe trace win10.qmp nt!NtCreateFile nt!NtReadFile --limit 100 --json
+    coldframe trace win10.qmp NtCreateFile --results --if "DesiredAccess & 0x40000000 and process.pid != 4"
+    coldframe trace win10.qmp files --process notepad.exe --save written/
+    coldframe trace win10.qmp syscalls --process 812 --duration 5 --json
+    """
+    wanted = Wanted(functions, process_of(process), condition, results, limit, duration, save)
+    if wanted.tracer != "files" and save is not None:
+        raise UsageError("--save belongs to the tracer files: coldframe trace TARGET files --save FOLDER")
+    with attach(target, symbols=symbols) as guest, _until_interrupted():
+        only = None if wanted.process is None else guest.process(wanted.process)
+        if wanted.tracer is None:
+            _trace_functions(guest, only, wanted, as_json=as_json)
+        else:
+            _run(guest, only, wanted, as_json=as_json)
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("[dim]ended by Ctrl-C; the guest runs on[/dim]")
+
+
+def _trace_functions(guest: LiveGuest, only: Process | None, wanted: Wanted, *, as_json: bool) -> None:
+    from coldframe.trace import trace as events  # noqa: PLC0415 - only a trace needs the tracers
+
+    _announce(", ".join(guest.locate(function, only)[1] for function in wanted.functions), only)
+    found = events(
+        guest,
+        wanted.functions,
+        process=only,
+        limit=wanted.limit,
+        duration=wanted.duration,
+        condition=wanted.condition,
+        results=wanted.results,
+    )
+    count = 0
+    try:
+        for event in found:
+            count += 1
+            _show(event, as_json=as_json)
+    finally:
+        err.print(f"[dim]{count} calls[/dim]")
+
+
+def _run(guest: LiveGuest, only: Process | None, wanted: Wanted, *, as_json: bool) -> None:
+    """Run a ready tracer; its summary ends the output, however the trace ends."""
+    tracer = _tracer(guest, only, wanted)
+    _announce(", ".join(wanted.functions), only)
+    try:
+        for event in tracer.events(limit=wanted.limit, duration=wanted.duration):
+            _show(event, as_json=as_json)
+    finally:
+        summary = tracer.summary()
+        if as_json:
+            print_json({"summary": summary}, one_line=True)
+        else:
+            _show_summary(summary)
+
+
+def _tracer(guest: LiveGuest, only: Process | None, wanted: Wanted) -> Tracer:
+    from coldframe.trace import FileWriteTracer, Syscalls  # noqa: PLC0415
+
+    if wanted.tracer == "files":
+        return FileWriteTracer(guest, only, condition=wanted.condition, save=wanted.save)
+    return Syscalls(guest, only, condition=wanted.condition)
+
+
+def _announce(what: str, only: Process | None) -> None:
+    who = f" of {only.name} ({only.pid})" if only else ""
+    err.print(f"[dim]tracing {printable(what + who)}; Ctrl-C ends[/dim]")
+
+
+def process_of(text: str | None) -> str | int | None:
+    """A process as the user named it: a pid when it is a number, else a name."""
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _show(event: Mapping[str, Traced], *, as_json: bool) -> None:
+    if as_json:
+        print_json(event, one_line=True)
+    else:
+        print_event(event)
+
+
+def print_event(event: Mapping[str, Traced]) -> None:
+    """One call for people: a headline, its arguments (those that are zero in one line), its stack."""
+    from coldframe.trace import argument_lines  # noqa: PLC0415 - only a trace needs the tracers
+
+    result = f" = {event['result']}" if "result" in event else ""
+    out.print(
+        f"[bold]{printable(str(event['function']))}{result}[/bold]  {printable(str(event['process']))} "
+        f"({event['pid']}.{event['tid']})  [dim]vCPU {event['vcpu']}  {str(event['time'])[11:23]}[/dim]"
+    )
+    arguments, stack = event["arguments"], event["stack"]
+    named = arguments if isinstance(arguments, dict) else {}
+    zeros = [name for name, value in named.items() if value in ("0x0", 0)]
+    for name, value in named.items():
+        if name not in zeros:
+            first, *more = argument_lines(value)
+            out.print(f"    {name:<14} {printable(first)}")
+            for line in more:
+                out.print(f"    {'':<14} {printable(line)}")
+    if zeros:
+        out.print(f"    [dim]{'zero':<14} {', '.join(zeros)}[/dim]")
+    for frame in stack if isinstance(stack, list) else ():
+        out.print(f"        [dim]{printable(str(frame))}[/dim]")
+    out.print("")
+
+
+def _show_summary(summary: Mapping[str, Traced]) -> None:
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            out.print(f"[bold]{printable(name)}[/bold]")
+            for key, inner in value.items():
+                text = ", ".join(f"{part} {what}" for what, part in inner.items()) if isinstance(inner, dict) else inner
+                out.print(f"    {printable(str(key)):<40} {printable(str(text))}")
+        else:
+            out.print(f"[bold]{printable(name)}[/bold] {printable(str(value))}")

@@ -1,0 +1,100 @@
+"""The ready tracers tell what the guest's own log tells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coldframe.cli.main import run
+from coldframe.debug import LiveGuest
+from coldframe.minint import Minint, start
+from coldframe.minint.truth import Write
+from coldframe.target import attach
+from coldframe.trace import FileWriteTracer, Syscalls
+
+pytestmark = pytest.mark.minint
+
+STUB = re.compile(r"(ntdll!Nt\w+)\+0x[0-9a-f]+")
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Minint]:
+    with start(vcpus=2, options="PACE=5 THREADS=3") as running:
+        yield running
+
+
+@pytest.fixture
+def guest(machine: Minint) -> Iterator[LiveGuest]:
+    with attach(machine.qmp, symbols=[machine.symbols_folder]) as live:
+        yield live
+
+
+def test_every_system_call_is_named_as_the_stub_of_ntdll_that_made_it(guest: LiveGuest) -> None:
+    tracer = Syscalls(guest, "notepad.exe")
+    told = list(tracer.events(limit=60))
+    for event in told:
+        stub = STUB.fullmatch(event["stack"][0])
+        assert stub is not None, event["stack"]
+        assert stub[1].partition("!")[2] == event["function"].partition("!")[2]
+        assert event["process"] == "notepad.exe"
+    services = Counter(event["function"] for event in told)
+    assert len(services) >= 2
+    assert tracer.summary()["services"] == dict(services)
+    assert tracer.summary()["failed"] == sum(int(event["result"], 16) >> 31 for event in told)
+    assert not guest.active
+
+
+def test_system_calls_carry_the_arguments_that_the_service_itself_gets(guest: LiveGuest) -> None:
+    thread = guest.run_to("nt!NtWriteFile", "notepad.exe").thread
+    tracer = Syscalls(guest, "notepad.exe", condition=lambda hit: hit.thread == thread)
+    by_calls = [event["arguments"] for event in tracer.events(limit=12) if event["function"] == "nt!NtWriteFile"]
+    assert by_calls
+    for arguments in by_calls:
+        assert arguments["FileHandle"]["type"] == "File"
+        assert arguments["Buffer"]["size"] == arguments["Length"]
+        assert len(arguments["Buffer"]["data"]) == 2 * arguments["Length"]
+
+
+def test_files_are_put_together_as_the_guest_wrote_them(machine: Minint, tmp_path: Path) -> None:
+    list(machine.new_events())
+    first = len(machine.events)
+    with attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
+        tracer = FileWriteTracer(guest, "notepad.exe", save=tmp_path)
+        told = list(tracer.events(limit=30))
+    machine.wait_for("write", timeout=10)
+    list(machine.new_events())
+    logged = {
+        (write.offset, write.length, write.sha256)
+        for write in map(Write.of, (event for event in machine.events[first:] if event.get("event") == "write"))
+    }
+    for event in told[:-3]:  # the last call of each thread may not have been carried out yet
+        arguments = event["arguments"]
+        data = bytes.fromhex(arguments["Buffer"]["data"])
+        offset = arguments["ByteOffset"]["value"]
+        assert (offset, len(data), hashlib.sha256(data).hexdigest()) in logged
+        with Path(event["saved"]).open("rb") as saved:
+            saved.seek(offset)
+            assert saved.read(len(data)) == data
+    summary = tracer.summary()
+    assert summary["writes"] == 30
+    assert summary["incomplete"] == 0
+    assert sum(file["writes"] for file in summary["files"].values()) == 30
+    assert {path.parent for path in map(Path, {event["saved"] for event in told})} == {tmp_path}
+
+
+def test_the_command_line_ends_a_tracer_with_its_summary(
+    machine: Minint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trace", str(machine.qmp), "files", "-P", "notepad.exe", "-s", str(machine.symbols_folder)]
+    assert run([*words, "--limit", "4", "--save", str(tmp_path / "written"), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 5
+    assert lines[-1]["summary"]["writes"] == 4
+    assert run(["trace", str(machine.qmp), "files", "NtReadFile"]) == 2
+    assert run(["trace", str(machine.qmp), "NtReadFile", "--save", str(tmp_path)]) == 2
