@@ -118,7 +118,8 @@ def close_stub(monitor: socket.socket, close: bool, was_running: bool, exported:
         execute("chardev-remove", "guardian-2", id="coldframe-gdb")  # there where the gdbstub had not been opened yet
     if was_running:
         status = execute("query-status", "guardian-3")
-        if isinstance(status, dict) and status.get("status") in ("paused", "debug"):
+        # prelaunch: started paused, to be let run; its debugger died before it had stopped it once
+        if isinstance(status, dict) and status.get("status") in ("paused", "debug", "prelaunch"):
             execute("cont", "guardian-4")
 
 
