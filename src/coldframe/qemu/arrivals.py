@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coldframe.qemu.gdbstub import KINDS
-from coldframe.qemu.registers import GENERAL, Registers
+from coldframe.qemu.registers import Registers
 
 LONGEST_INSTRUCTION = 15
 """Bytes of the longest x86 instruction."""
 
+_LONG_MODE_ACTIVE = 1 << 10
 _REPEATED = frozenset((0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF, 0x6C, 0x6D, 0x6E, 0x6F))
 
 
@@ -79,10 +80,13 @@ def entered_handler(address: int, before: Registers, after: Registers) -> bool:
     """Whether the step at `address` ended in an exception or interrupt handler that will return to `address`.
 
     From user mode: the privilege rose, and not by SYSCALL (which leaves the next address in RCX). In kernel mode: the
-    processor aligned RSP to 16 and pushed five values, or six with an error code (SDM volume 3, 6.14.2).
+    processor aligned RSP to 16 and pushed five values, or six with an error code (SDM volume 3, 6.14.2); in 32-bit
+    mode it pushed three or four (6.12.1).
     """
     if before["cs"] & 3 > after["cs"] & 3:
         return not 0 < after["rcx"] - address <= LONGEST_INSTRUCTION
-    if any(before[name] != after[name] for name in GENERAL if name != "rsp"):
+    if any(before[name] != after[name] for name in before.layout.general if name != "rsp"):
         return False
+    if not before.get("efer", 0) & _LONG_MODE_ACTIVE:
+        return before["rsp"] - after["rsp"] in (12, 16)
     return (before["rsp"] & ~15) - after["rsp"] in (40, 48)

@@ -143,7 +143,8 @@ class GdbStub:
         except ValueError:
             raise FormatError(f"the gdbstub answers 'g' with {answer[:24]!r}") from None
         if len(raw) < self.layout.size:
-            if len(raw) < 8 * 17:
+            program_counter = self.layout.fields["rip"]
+            if len(raw) < program_counter.offset + program_counter.size:
                 raise FormatError(f"the gdbstub's registers are {len(raw)} bytes, expected {self.layout.size}")
             raw = raw.ljust(self.layout.size, b"\0")
         return Registers(self.layout, raw)

@@ -1,7 +1,8 @@
 """Where each register lies in the gdbstub's answers, read from its own target description (XML).
 
 The formats are in GDB's manual, "Target Descriptions". QEMU adds to the standard x86-64 registers the segment bases,
-control registers and EFER, under the names used throughout coldframe (`fs_base`, `k_gs_base`, `cr3`, `efer`).
+control registers and EFER, under the names used throughout coldframe (`fs_base`, `k_gs_base`, `cr3`, `efer`). Those of
+qemu-system-i386 are half as wide and called `eax` to `edi` and `eip`; they go by their names of 64 bits here too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _MOST_REGISTERS = 4096
 _WIDEST = 4096  # bits
 
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
-"""The general registers, in the order of the gdbstub's answer."""
+"""The general registers, in the order of the gdbstub's answer to x86-64."""
+_NARROW = {f"e{name[1:]}": name for name in (*GENERAL[:8], "rip")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,14 @@ class Field:
 
 
 class RegisterLayout:
-    """The registers of a target description, by name in lower case."""
+    """The registers of a target description, by name in lower case.
+
+    `general` are the names of those of `GENERAL` that the processor has.
+    """
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
         self.fields = dict(fields)
+        self.general = tuple(name for name in GENERAL if name in self.fields)
         self.size = max((field.offset + field.size for field in self.fields.values()), default=0)
 
     @classmethod
@@ -45,12 +51,12 @@ class RegisterLayout:
         for name, bits, given in _registers(document, "target.xml", 0):
             number = number if given is None else given
             size = (bits + 7) // 8
-            fields.setdefault(name, Field(number, position, size))
+            fields.setdefault(_NARROW.get(name, name), Field(number, position, size))
             position += size
             number += 1
             if len(fields) > _MOST_REGISTERS:
                 raise FormatError("the gdbstub's target description has too many registers")
-        if "rip" not in fields and "eip" not in fields:
+        if "rip" not in fields:
             raise FormatError(f"the gdbstub describes no x86 processor; its registers: {', '.join(list(fields)[:8])}")
         return cls(fields)
 
