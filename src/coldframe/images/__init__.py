@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from coldframe.errors import FormatError
-from coldframe.images import avml, crashdump, crashheader, elf, lime, raw, unpacked, vmware
+from coldframe.images import avml, crashdump, crashheader, elf, lime, migration, raw, unpacked, vmware
 from coldframe.images.image import ImageFile, PhysicalImage
 from coldframe.images.triage import TriageDump, is_triage, open_triage
 
@@ -14,7 +14,8 @@ __all__ = ["PhysicalImage", "TriageDump", "open_image", "open_triage", "triage_d
 
 
 def open_image(path: str | os.PathLike[str]) -> PhysicalImage:
-    """Open the memory image at `path`: an ELF core, a Windows crash dump, LiME, AVML, VMware's, else raw memory.
+    """Open the memory image at `path`: an ELF core, a Windows crash dump, LiME, AVML, VMware's, a migration stream of
+    QEMU, else raw memory.
 
     Each may be compressed by gzip, xz or zstd. The file is mapped, not read: opening costs the same whatever its size,
     except the first time for a compressed one. Raises `FormatError` naming the file and the place for one that is
@@ -48,6 +49,8 @@ def _open(file: ImageFile) -> PhysicalImage:
         return lime.open_lime(file)
     if magic.startswith(avml.MAGIC):
         return avml.open_avml(file)
+    if magic.startswith(migration.MAGIC) or bytes(file.data[:16]) == migration.LIBVIRT_MAGIC:
+        return migration.open_migration(file)
     if magic[:4] in vmware.MAGICS:
         raise FormatError(f"{file.path} is the state of a VMware machine: open the .vmem file beside it, its memory")
     state = vmware.state_beside(file)
