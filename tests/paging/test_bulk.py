@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from builder import GB, MB, PAGE, ImageBuilder, pattern
 from builder.states import ListedVads
 from coldframe.errors import FormatError, UnreadableMemoryError
-from coldframe.paging import FORMATS, AddressSpace, BulkResolver, Resolver, State, VadPage, VadRange
+from coldframe.paging import FORMATS, AbsentPages, AddressSpace, BulkResolver, Resolver, State, VadPage, VadRange
+from coldframe.paging.arrays import CODE, STATES
 from coldframe.paging.intervals import overlaps, remainder
 from paging.scenes import bulk_difference, every_scene, row_of, scene
 from paging.test_resolver import built, random_memory
@@ -87,23 +88,46 @@ class RangedVads:
 
 
 class SomePages:
-    """A page source that has every other page, with random entries in it."""
+    """A page source that has every other page of the paging files and of subsections, with random entries in it."""
 
     def __init__(self, builder) -> None:
         self.builder = builder
 
     def read_page(self, page) -> bytes | None:
-        if page.pagefile is None or page.pagefile.offset >> 12 & 1:
-            return None
-        return self.builder.read_physical((page.pagefile.offset >> 13) % 24 * PAGE, PAGE)
+        if page.state is State.SUBSECTION:
+            return None if page.subsection is None else self.page(page.subsection.address >> 3)
+        return None if page.pagefile is None else self.page(page.pagefile.offset >> 12)
+
+    def page(self, number: int) -> bytes | None:
+        return None if number & 1 else self.builder.read_physical((number >> 1) % 24 * PAGE, PAGE)
+
+
+class ManyPages(SomePages):
+    """The same, for many pages at once."""
+
+    def supplies(self, pages: AbsentPages) -> np.ndarray:
+        return np.array([data is not None for data in self.pages(pages)], bool)
+
+    def read_pages(self, pages: AbsentPages, out: np.ndarray) -> np.ndarray:
+        for row, data in enumerate(self.pages(pages)):
+            if data is not None:
+                out[row] = np.frombuffer(data, np.uint8)
+        return self.supplies(pages)
+
+    def pages(self, pages: AbsentPages) -> list[bytes | None]:
+        assert {STATES[code] for code in pages.state} <= {State.PAGEFILE, State.COMPRESSED, State.SUBSECTION}
+        file = pages.state == CODE[State.SUBSECTION]
+        unknown = file & (pages.subsection == 0)
+        number = np.where(file, np.where(unknown, 1, pages.subsection >> np.uint64(3)), pages.offset >> np.uint64(12))
+        return [self.page(int(n)) for n in number]
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(0, 1 << 32), st.sampled_from(list(FORMATS)))
-def test_bulk_and_single_agree_on_random_tables(seed, page_format):
+@given(st.integers(0, 1 << 32), st.sampled_from(list(FORMATS)), st.sampled_from([None, SomePages, ManyPages]))
+def test_bulk_and_single_agree_on_random_tables(seed, page_format, source):
     builder, resolver, chance = random_memory(seed, page_format)
-    if chance.random() < 0.3:
-        resolver.pages = SomePages(builder)
+    if source is not None:
+        resolver.pages = source(builder)
     row = FORMATS[page_format]
     low = row.levels[-2].shift + 1
     start = chance.randrange(row.user_end) >> low << low
@@ -115,6 +139,13 @@ def test_bulk_and_single_agree_on_random_tables(seed, page_format):
         anywhere = chance.randrange(start, end, PAGE)
         address = chance.choice(inside) if inside and chance.random() < 0.3 else anywhere
         assert not bulk_difference(resolver.resolve(builder.kernel_dtb, address, vads), pages)
+    space = AddressSpace(resolver, builder.kernel_dtb, vads)
+    at, size = start + chance.randrange(1 << 20), chance.randrange(PAGE, 64 * PAGE)
+    holes = []
+    expected = space._padded(at, size, holes), holes  # page by page
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coldframe.paging.space.BULK", PAGE)
+        assert space.read_padded(at, size) == expected
 
 
 def test_tables_that_point_to_themselves_end_in_words():

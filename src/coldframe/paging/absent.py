@@ -49,6 +49,9 @@ def _one_by_one(asks: Asks, pages: AbsentPages) -> Iterator[Page]:
         if state is not State.SUBSECTION:
             yield Page(0, state, pagefile=PagefileSlot(number, offset))
             continue
+        if not address:  # a 32-bit kernel's, relative to a pool that is not known
+            yield Page(0, state)
+            continue
         described = None
         if subsections is not None:
             described = asks.ask(1, partial(subsections.subsection_page, address, pte))

@@ -118,9 +118,9 @@ class AbsentPages:
 
     `state` indexes `paging.arrays.STATES` and is pagefile, compressed or subsection. In the first two, `number` is the
     paging file's and `offset` the byte offset of the page in it. In the last, `subsection` is the kernel-virtual
-    address of the `_SUBSECTION` and `prototype_pte` that of the page's prototype PTE, which tells how far into the
-    subsection it lies: pages whose prototype PTEs stand side by side do so in the file. Columns that do not apply are
-    0.
+    address of the `_SUBSECTION` (0 where it is not known) and `prototype_pte` that of the page's prototype PTE, which
+    tells how far into the subsection it lies: pages whose prototype PTEs stand side by side do so in the file. Columns
+    that do not apply are 0.
     """
 
     state: NDArray[np.uint8]

@@ -24,6 +24,8 @@ BULK = 1 << 18
 """Bytes: reads of so many and more look at tables as arrays, not at one page after the other."""
 _KEPT = 1 << 18
 """Translations that an address space keeps: those of a gigabyte."""
+_CHUNK = 1 << 18
+"""Bytes that are looked at page by page at once, where that must be."""
 _SUPPLIED = 1 << 10
 """Pages that a page source is asked for at once."""
 
@@ -238,8 +240,8 @@ class AddressSpace:
         if not padded:
             yield from (data for _, data in self._spans(address, size))
         elif self.resolver.pages is not None:
-            for at in range(address, address + size, BULK):
-                yield self._padded(at, min(BULK, address + size - at), holes)
+            for at in range(address, address + size, _CHUNK):
+                yield self._padded(at, min(_CHUNK, address + size - at), holes)
         else:
             _note_hole(holes, address, address + size)
             yield from zeros(size)
