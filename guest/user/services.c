@@ -1,5 +1,6 @@
 /* services.exe: starts the service hosts, states.exe (every page state, steadily) and notepad.exe, then stays.
- * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, what notepad.exe takes: THREADS, WRITES, PACE; LATEFILE=megabytes:
+ * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, what notepad.exe takes: THREADS, WRITES, PACE;
+ * LEDGER=rounds and LEDGERWAIT=milliseconds: ledger.exe, off without; LATEFILE=megabytes:
  * one more paging file, made when the boot is over, as a user may from the control panel. */
 #include "user.h"
 
@@ -10,6 +11,15 @@ static void ScStartNotepad(void) {
                                   RtlBootOption("WRITES", 0), RtlBootOption("PACE", 20));
     for (SIZE_T i = 0; i <= length; i++) line[i] = (WCHAR)words[i];
     RtlStartProgram(L"C:\\Windows\\System32\\notepad.exe", line);
+}
+
+static void ScStartLedger(void) {
+    char words[128];
+    WCHAR line[128];
+    SIZE_T length = RtlFormatText(words, sizeof words, "ledger.exe rounds=%u wait=%u", RtlBootOption("LEDGER", 8),
+                                  RtlBootOption("LEDGERWAIT", 0));
+    for (SIZE_T i = 0; i <= length; i++) line[i] = (WCHAR)words[i];
+    RtlStartProgram(L"C:\\Windows\\System32\\ledger.exe", line);
 }
 
 void NtProcessStartup(PEB *peb) {
@@ -25,5 +35,6 @@ void NtProcessStartup(PEB *peb) {
         RtlStartProgram(L"C:\\Windows\\System32\\svchost.exe", L"svchost.exe -k minint");
     if (RtlBootOption("STATES", 1)) RtlStartProgram(L"C:\\Windows\\System32\\states.exe", L"states.exe");
     if (RtlBootOption("NOTEPAD", 1)) ScStartNotepad();
+    if (RtlBootOption("LEDGER", 0)) ScStartLedger();
     for (;;) RtlSleep(1000);
 }

@@ -42,6 +42,9 @@ NTSTATUS NtQuerySystemInformation(ULONG class, void *buffer, ULONG size, ULONG *
 NTSTATUS NtSetSystemInformation(ULONG class, void *buffer, ULONG size);
 
 /* ntdll's own */
+void *RtlAllocateHeap(HANDLE heap, ULONG flags, SIZE_T size);
+void *RtlReAllocateHeap(HANDLE heap, ULONG flags, void *address, SIZE_T size);
+BOOLEAN RtlFreeHeap(HANDLE heap, ULONG flags, void *address); /* FALSE for what is not allocated */
 SIZE_T RtlFormatText(char *buffer, SIZE_T size, const char *format, ...); /* %s %u %x %c, 0 and width */
 void RtlSleep(ULONG milliseconds);
 ULONG64 RtlBootOption(const char *name, ULONG64 otherwise); /* NAME=number in the boot options; 1 for a bare NAME */

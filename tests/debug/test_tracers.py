@@ -16,7 +16,8 @@ from coldframe.debug import LiveGuest
 from coldframe.minint import Minint, start
 from coldframe.minint.truth import Write
 from coldframe.target import attach
-from coldframe.trace import FileWriteTracer, Syscalls
+from coldframe.trace import FileWriteTracer, HeapTracer, Syscalls
+from coldframe.trace.heap import Block, HeapBook
 
 pytestmark = pytest.mark.minint
 
@@ -98,3 +99,47 @@ def test_the_command_line_ends_a_tracer_with_its_summary(
     assert lines[-1]["summary"]["writes"] == 4
     assert run(["trace", str(machine.qmp), "files", "NtReadFile"]) == 2
     assert run(["trace", str(machine.qmp), "NtReadFile", "--save", str(tmp_path)]) == 2
+
+
+@pytest.fixture(scope="module")
+def ledger() -> Iterator[Minint]:
+    """A minint in which ledger.exe begins its six rounds after a while, and says what it loses and frees twice."""
+    with start(vcpus=2, options="LEDGER=6 LEDGERWAIT=4000 STATES=0") as running:
+        yield running
+
+
+def test_the_leaks_and_double_frees_that_the_program_admits_are_found_and_no_others(ledger: Minint) -> None:
+    with attach(ledger.qmp, symbols=[ledger.symbols_folder]) as guest:
+        tracer = HeapTracer(guest, "ledger.exe")
+        told = list(tracer.events(limit=60 * 6))
+        assert not guest.active
+    while not any(event.get("text") == "ledger closed" for event in ledger.events):
+        ledger.wait_for("note", timeout=20)
+    notes = [str(event["text"]).split() for event in ledger.events if event.get("event") == "note"]
+    leaked = sorted(int(words[2], 16) for words in notes if words[:2] == ["ledger", "leak"])
+    twice = sorted(int(words[2], 16) for words in notes if words[:2] == ["ledger", "double"])
+    summary = tracer.summary()
+    assert sorted(int(at, 16) for kept in summary["kept"] for at in kept["addresses"]) == leaked
+    assert sorted(int(found["address"], 16) for found in summary["double_frees"]) == twice
+    assert len(leaked) == len(twice) == 6
+    assert all("ledger!LgForget" in kept["stack"][1] for kept in summary["kept"])
+    for found in summary["double_frees"]:
+        assert "ledger!LgStrikeTwice" in found["stack"][1]
+        assert "ledger!LgStrikeTwice" in found["freed_by"][1]
+    kinds = Counter(event["kind"] for event in told)
+    assert (kinds["allocate"], kinds["reallocate"], kinds["free"]) == (26 * 6, 8 * 6, 26 * 6)
+    assert summary["allocations"] == kinds["allocate"]
+
+
+def test_a_heaps_book_forgives_what_is_older_than_the_trace_and_reuse() -> None:
+    book = HeapBook()
+    assert book.free(0x1000, ("a",)) == "unknown"
+    assert book.free(0x1000, ("a",)) == "unknown"
+    book.allocated(0x2000, Block(16, ("b",)))
+    assert book.free(0x2000, ("c",)) == "freed"
+    book.allocated(0x2000, Block(32, ("d",)))
+    assert book.free(0x2000, ("e",)) == "freed"
+    assert book.free(0x2000, ("f",)) == "double free"
+    assert book.double_frees == [{"address": "0x2000", "stack": ["f"], "freed_by": ["e"]}]
+    book.allocated(0, Block(1 << 40, ("g",)))
+    assert book.kept() == []

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TRACERS = {
     "files": "what is written to files; --save FOLDER puts it together there",
+    "heap": "allocations and frees of one process; what it keeps, and frees twice",
     "syscalls": "every system call, with arguments and result",
 }
 """The ready tracers and what each follows."""
@@ -60,7 +61,7 @@ def trace(
         list[str],
         typer.Argument(
             metavar="FUNCTION...",
-            help="Functions (NtWriteFile, nt!NtReadFile, ntdll!RtlFoo), or one tracer: files, syscalls.",
+            help="Functions (NtWriteFile, nt!NtReadFile, ntdll!RtlFoo), or one tracer: files, heap, syscalls.",
         ),
     ],
     symbols: SymbolPaths,
@@ -91,6 +92,7 @@ def trace(
     coldframe trace win10.qmp NtCreateFile --results --if "DesiredAccess & 0x40000000 and process.pid != 4"
     coldframe trace win10.qmp files --process notepad.exe --save written/
     coldframe trace win10.qmp syscalls --process 812 --duration 5 --json
+    coldframe trace win10.qmp heap --process notepad.exe --duration 60
     """
     wanted = Wanted(functions, process_of(process), condition, results, limit, duration, save)
     if wanted.tracer != "files" and save is not None:
@@ -149,10 +151,14 @@ def _run(guest: LiveGuest, only: Process | None, wanted: Wanted, *, as_json: boo
 
 
 def _tracer(guest: LiveGuest, only: Process | None, wanted: Wanted) -> Tracer:
-    from coldframe.trace import FileWriteTracer, Syscalls  # noqa: PLC0415
+    from coldframe.trace import FileWriteTracer, HeapTracer, Syscalls  # noqa: PLC0415
 
     if wanted.tracer == "files":
         return FileWriteTracer(guest, only, condition=wanted.condition, save=wanted.save)
+    if wanted.tracer == "heap":
+        if only is None:
+            raise UsageError("the tracer heap follows one process: name it with --process")
+        return HeapTracer(guest, only)
     return Syscalls(guest, only, condition=wanted.condition)
 
 

@@ -7,12 +7,14 @@ from coldframe.trace.decode import Value
 from coldframe.trace.events import event, trace
 from coldframe.trace.files import FileWrites, SavedFiles, Write, write_of
 from coldframe.trace.filewrites import FileWriteTracer
+from coldframe.trace.heap import HeapTracer
 from coldframe.trace.show import argument_lines, argument_text
 from coldframe.trace.syscalls import Syscalls
 
 __all__ = [
     "FileWriteTracer",
     "FileWrites",
+    "HeapTracer",
     "SavedFiles",
     "Syscalls",
     "Tracer",

@@ -80,19 +80,25 @@ def _returned(
 def event(hit: Hit, data_limit: int = DATA_LIMIT) -> dict[str, Value]:
     """One hit at the first instruction of a function as an event."""
     return {
-        "time": datetime.fromtimestamp(hit.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "time": when(hit),
         "vcpu": hit.vcpu,
-        **_who(hit),
+        **who(hit),
         "function": hit.function,
         "arguments": arguments(hit, prototype(hit.function), data_limit),
         "stack": [frame_text(frame) for frame in hit.callstack()],
     }
 
 
-def _who(hit: Hit) -> dict[str, Value]:
+def when(hit: Hit) -> str:
+    """The host's time of a hit, in ISO 8601."""
+    return datetime.fromtimestamp(hit.time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def who(hit: Hit) -> dict[str, Value]:
+    """The process and thread of a hit; None for each before there are processes."""
     try:
         return {"pid": hit.process.pid, "process": hit.process.name, "tid": hit.thread.tid}
-    except ColdframeError:  # before there are processes
+    except ColdframeError:
         return {"pid": None, "process": None, "tid": None}
 
 
