@@ -18,7 +18,8 @@ KERNEL_BASE = 0xFFFFF803_12600000
 KERNEL_SIZE = 0x0100_0000
 POOL_BELOW_8_1 = 0xFFFFFA80_00000000
 KUSER_SHARED_DATA = 0xFFFFF780_00000000
-TYPE_NAMES = {3: "Directory", 4: "SymbolicLink", 7: "Process", 8: "Thread", 30: "Key", 37: "File", 42: "Section"}
+TYPE_NAMES = {3: "Directory", 4: "SymbolicLink", 7: "Process", 8: "Thread", 25: "Device", 30: "Key"}
+TYPE_NAMES |= {37: "File", 42: "Section"}
 CREATED = 0x01D6_1B6F_0000_0000
 GATE_SEGMENT = 0x10
 
@@ -415,9 +416,21 @@ class WindowsBuilder(ImageBuilder):
         """Put an object first in a bucket of a directory; returns the entry's address."""
         path = f"HashBuckets[{bucket}]"
         first = self.read_field("_OBJECT_DIRECTORY", directory, path)
+        self._set_directory(body, directory)
         entry = self.allocate_struct("_OBJECT_DIRECTORY_ENTRY", {"ChainLink": first, "Object": body})
         self.write_struct("_OBJECT_DIRECTORY", directory, {path: entry})
         return entry
+
+    def _set_directory(self, body: int, directory: int) -> None:
+        """Let the object's name header lead to the directory that it is in."""
+        header = body - self.types.offset("_OBJECT_HEADER", "Body")
+        if self.types.has_field("_OBJECT_HEADER", "InfoMask"):
+            named = self.read_field("_OBJECT_HEADER", header, "InfoMask") & 2
+        else:
+            named = self.read_field("_OBJECT_HEADER", header, "NameInfoOffset")
+        if named:
+            info = header - self.types.size("_OBJECT_HEADER_NAME_INFO")
+            self.write_struct("_OBJECT_HEADER_NAME_INFO", info, {"Directory": directory})
 
     def _handle_levels(self, pages: Mapping[int, int], level: int) -> int:
         for _ in range(level):
@@ -459,6 +472,8 @@ class WindowsBuilder(ImageBuilder):
             plain = isinstance(self.types.field("_CONTROL_AREA", "FilePointer")[1], Pointer)  # NT 5
             object_ = self.add_file(file)
             flags |= {"FilePointer": object_} if plain else {"FilePointer.Value": object_ | 0xB}
+        segment = self.allocate_struct("_SEGMENT", {"ControlArea": area, "SizeOfSegment": sum(counts) * PAGE})
+        flags |= {"Segment": segment, "NumberOfMappedViews": 1}
         self.write_struct("_CONTROL_AREA", area, flags)
         arrays = [self.allocate_pool(entry * sum(counts))] if contiguous else []
         if contiguous:
@@ -482,6 +497,30 @@ class WindowsBuilder(ImageBuilder):
             sector += count * 8 if image else count
         pages = [array + entry * index for array, count in zip(arrays, counts, strict=True) for index in range(count)]
         return area, places, pages
+
+    def add_section_object(self, area: int, name: str = "", directory: int = 0) -> int:
+        """A section object of a control area, in a directory where it has a name; returns its address."""
+        if self.types.has_field("_SECTION", "u1"):
+            body = self.allocate_object("Section", "_SECTION", {"u1.ControlArea": area}, name)
+        else:
+            segment = self.read_field("_CONTROL_AREA", area, "Segment")
+            body = self.allocate_object("Section", "_SECTION_OBJECT", {"Segment": segment}, name)
+        if directory:
+            self.enter(directory, body)
+        return body
+
+    def add_key(self, names: list[str]) -> int:
+        """A registry key's body; `names` from the root, the last one's in UTF-16. Returns its address."""
+        block = 0
+        for index, name in enumerate(names):
+            wide = index == len(names) - 1
+            data = name.encode("utf-16-le" if wide else "latin-1")
+            size = self.types.size("_CM_NAME_CONTROL_BLOCK")
+            text = self.allocate_pool(size + len(data))
+            self.write_struct("_CM_NAME_CONTROL_BLOCK", text, {"Compressed": int(not wide), "NameLength": len(data)})
+            self.write(text + self.types.offset("_CM_NAME_CONTROL_BLOCK", "Name"), data)
+            block = self.allocate_struct("_CM_KEY_CONTROL_BLOCK", {"ParentKcb": block, "NameBlock": text})
+        return self.allocate_object("Key", "_CM_KEY_BODY", {"KeyControlBlock": block})
 
     def _tagged(self, name: str, tag: bytes, behind: int = 0) -> int:
         """A structure in a pool block with its tag, `behind` bytes after it."""

@@ -47,10 +47,11 @@ def rows(*words: str) -> list[dict[str, object]]:
 
 def test_handles_are_chosen_by_type_and_by_process(dump: list[str]) -> None:
     everything = rows("handles", *dump)
-    assert list(everything[0]) == ["pid", "process", "handle", "object", "type", "access", "name"]
+    assert list(everything[0]) == ["pid", "process", "handle", "object", "type", "access", "name", "path"]
     files = rows("handles", *dump, "--type", "file")
     assert files == [row for row in everything if row["type"] == "File"]
     assert all(str(row["name"]).startswith("\\Users\\minint\\Documents\\") for row in files)
+    assert all(row["path"] == f"\\Device\\HarddiskVolume1{row['name']}" for row in files)
     pid = files[-1]["pid"]
     assert rows("handles", *dump, "--pid", str(pid)) == [row for row in everything if row["pid"] == pid]
     threads = [row for row in everything if row["type"] == "Thread" and row["process"] == "notepad.exe"]
@@ -83,3 +84,25 @@ def test_the_table_for_people_has_the_column(dump: list[str]) -> None:
     assert status == 0
     assert "found_by" in out
     assert "list, cid table" in out
+
+
+def test_sections_are_what_processes_map_and_hold_open(dump: list[str]) -> None:
+    everything = rows("sections", *dump)
+    fields = ["control_area", "kind", "size", "views", "flags", "subsections", "objects", "names", "file", "pids"]
+    assert list(everything[0]) == fields
+    views = rows("vads", *dump)
+    assert {row["file"] for row in views} - {None} <= {row["file"] for row in everything}
+    (ntdll,) = (row for row in everything if str(row["file"]).endswith("ntdll.dll"))
+    assert ntdll["kind"] == "image"
+    assert set(ntdll["pids"]) == {row["pid"] for row in views if row["file"] == ntdll["file"]}  # type: ignore[call-overload]
+    held = {row["object"] for row in rows("handles", *dump, "--type", "Section")}
+    assert held == {body for row in everything for body in row["objects"]}  # type: ignore[attr-defined]
+    notepad = next(row["pid"] for row in rows("ps", *dump) if row["name"] == "notepad.exe")
+    own = rows("sections", *dump, "--pid", str(notepad))
+    assert {row["control_area"] for row in own} == {
+        row["control_area"]
+        for row in everything
+        if notepad in row["pids"]  # type: ignore[operator]
+    }
+    status, out, _ = coldframe("sections", *dump)
+    assert (status, out.split()[0]) == (0, "control_area")

@@ -112,6 +112,19 @@ def test_nt_5_2_vads_have_children_of_their_own_and_a_control_area(seven, monkey
     assert ptes == [array, array + 8, array + 16, more, more + 8]
 
 
+def test_before_vista_a_sessions_control_area_is_larger(seven, monkeypatch):
+    """`_LARGE_CONTROL_AREA`: its subsections begin further behind (2003's has 0x68 bytes)."""
+    types = Patched(seven.types, [Record("_LARGE_CONTROL_AREA", "struct", 0x68, {})])
+    symbol_file = SymbolFile(seven.identity, types, seven.symbols, seven.path)
+    monkeypatch.setattr("windows.conftest.kernel", lambda path: symbol_file)
+    built = Built(KERNELS[0])
+    area = built.image.allocate_pool(0x68 + types.size("_SUBSECTION"))
+    for flag, size in (("File", types.size("_CONTROL_AREA")), ("GlobalOnlyPerSession", 0x68), ("Rom", 0x68)):
+        built.image.write_struct("_CONTROL_AREA", area, {f"u.Flags.{flag}": 1})
+        assert built.open().sections.first_subsection(area) == area + size
+        built.image.write_struct("_CONTROL_AREA", area, {f"u.Flags.{flag}": 0})
+
+
 def eight(symbol_file):
     link = pointer("_MM_AVL_NODE")
     node = in_order("_MM_AVL_NODE", ("u1", QUAD), ("LeftChild", link), ("RightChild", link))

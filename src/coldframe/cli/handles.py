@@ -40,13 +40,13 @@ def handles(
 
     \b
     coldframe handles win10.qmp --pid 812
-    coldframe handles memory.dmp --type File --json | jq -r '.[].name'
+    coldframe handles memory.dmp --type File --json | jq -r '.[].path'
     """
     with open_target(target, symbols=symbols) as guest:
         print_rows(
             _handle_rows(guest, pid, kind),
             as_json=as_json,
-            columns=("pid", "process", "handle", "object", "type", "access", "name"),
+            columns=("pid", "process", "handle", "object", "type", "access", "path"),
         )
 
 
@@ -72,6 +72,7 @@ def _handle_rows(guest: Guest, pid: int | None, kind: str | None) -> Iterator[Ro
     for process in guest.processes if pid is None else (guest.process(pid),):
         for handle in process.handles:
             if kind is None or handle.object.type.lower() == kind.lower():
+                name = _name(guest, handle)
                 yield {
                     "pid": process.pid,
                     "process": process.name,
@@ -79,7 +80,8 @@ def _handle_rows(guest: Guest, pid: int | None, kind: str | None) -> Iterator[Ro
                     "object": Address(handle.object.address),
                     "type": handle.object.type,
                     "access": Address(handle.access),
-                    "name": _name(guest, handle),
+                    "name": name,
+                    "path": handle.object.path or name,
                 }
 
 

@@ -1,4 +1,4 @@
-"""`info` and the lists: `ps`, `threads`, `modules`, `drivers`, `vads`."""
+"""`info` and the lists: `ps`, `threads`, `modules`, `drivers`, `vads`, `sections`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from coldframe.cli.render import Address, Value, err, print_facts, print_json, p
 
 if TYPE_CHECKING:
     from coldframe.windows import Guest, Module, Process
+    from coldframe.windows.controlarea import ControlArea
 
 Row = Mapping[str, Value]
 
@@ -27,7 +28,7 @@ Scan = Annotated[bool, typer.Option("--scan", help="As --all, and search all RAM
 
 def register(app: typer.Typer) -> None:
     """Add this module's verbs to `app`."""
-    for verb in (info, ps, threads, modules, drivers, vads):
+    for verb in (info, ps, threads, modules, drivers, vads, sections):
         app.command()(verb)
 
 
@@ -151,6 +152,47 @@ def vads(target: Target, symbols: SymbolPaths, pid: OnlyPid = None, as_json: Jso
             as_json=as_json,
             columns=("pid", "process", "vad", "start", "end", "kind", "protection", "file"),
         )
+
+
+def sections(target: Target, symbols: SymbolPaths, pid: OnlyPid = None, as_json: Json = False) -> None:
+    """Sections: files, images and shared memory that processes map or hold open, and named ones.
+
+    \b
+    coldframe sections win10.qmp --pid 812
+    coldframe sections memory.dmp --json | jq '.[] | select(.kind == "image") | .file'
+    """
+    with open_target(target, symbols=symbols) as guest:
+        found = guest.sections.listed(_chosen(guest, pid), named=pid is None)
+        print_rows(
+            (_section_row(area, whole=as_json) for area in found),
+            as_json=as_json,
+            columns=("control_area", "kind", "size", "views", "subsections", "names", "file", "pids"),
+        )
+
+
+def _section_row(area: ControlArea, *, whole: bool) -> Row:
+    """A section; in a table its subsections are counted, in JSON told."""
+    told: list[Row] = [
+        {
+            "address": Address(subsection.address),
+            "first_pte": Address(subsection.first_pte),
+            "pages": subsection.pages,
+            "file_offset": None if subsection.file_offset is None else Address(subsection.file_offset),
+        }
+        for subsection in area.subsections
+    ]
+    return {
+        "control_area": Address(area.address),
+        "kind": area.kind,
+        "size": Address(area.size),
+        "views": area.views,
+        "flags": area.flags,
+        "subsections": told if whole else len(told),
+        "objects": [Address(body) for body in area.objects],
+        "names": area.names,
+        "file": area.file,
+        "pids": area.pids,
+    }
 
 
 def _chosen(guest: Guest, pid: int | None) -> Iterator[Process]:

@@ -10,6 +10,7 @@ from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.symbols.model import BitField
 from coldframe.windows.objectdirectory import ROOT, NamedObject, namespace
+from coldframe.windows.objectpath import object_path
 from coldframe.windows.typed import Struct, first_field
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _STEP = 4  # handles are multiples of 4: the low bits are the caller's
 _LEVELS = 3
-_NAME_INFO = 2  # OBJECT_HEADER.InfoMask: creator info is 1, name info 2
+_CREATOR_INFO, _NAME_INFO = 1, 2  # OBJECT_HEADER.InfoMask; the creator's lies nearer to the header
 _LARGEST_HANDLE = 1 << 26
 
 
@@ -30,6 +31,11 @@ class Object:
     address: int
     type: str
     name: str | None
+
+    @property
+    def path(self) -> str | None:
+        r"""Its whole name (`\Device\HarddiskVolume2\a.txt`, `\REGISTRY\MACHINE`), or None; see `object_path`."""
+        return object_path(self.guest, self.address, self.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +104,17 @@ class Objects:
     def own_name(self, header: Struct) -> str | None:
         """The name in the object's header, as its directory has it; None where it has none, or it is not in RAM."""
         try:
-            address = self._name_info(header)
-            if address is None:
-                return None
-            return self._guest.struct("_OBJECT_HEADER_NAME_INFO", address).struct("Name").text or None
+            return self.name_and_directory(header)[0]
         except UnreadableMemoryError:
             return None
+
+    def name_and_directory(self, header: Struct) -> tuple[str | None, int]:
+        """That name, and the address of the directory's body, 0 for the root's; raises `UnreadableMemoryError`."""
+        address = self._name_info(header)
+        if address is None:
+            return None, 0
+        record = self._guest.struct("_OBJECT_HEADER_NAME_INFO", address)
+        return record.struct("Name").text or None, record.integer("Directory")
 
     def _name_info(self, header: Struct) -> int | None:
         """Where the optional name header is, which lies before the object's header; None where it has none."""
@@ -116,10 +127,11 @@ class Objects:
             return None
         upto = mask & (2 * _NAME_INFO - 1)
         table = guest.variable("ObpInfoMaskToOffset")
-        if table is not None:
-            return header.address - guest.memory.u8(table + upto)
+        told = 0 if table is None else guest.memory.u8(table + upto)
+        if told:
+            return header.address - told
         size = guest.types.size("_OBJECT_HEADER_NAME_INFO")
-        if upto & 1:
+        if upto & _CREATOR_INFO:
             size += guest.types.size("_OBJECT_HEADER_CREATOR_INFO")
         return header.address - size
 

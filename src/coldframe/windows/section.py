@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from coldframe.errors import UnreadableMemoryError
@@ -11,7 +11,9 @@ from coldframe.paging import SubsectionPage
 from coldframe.windows.typed import Struct
 
 if TYPE_CHECKING:
+    from coldframe.windows.controlarea import ControlArea
     from coldframe.windows.guest import Guest
+    from coldframe.windows.process import Process
 
 _MOST_SUBSECTIONS = 1 << 16
 _SECTOR = 512
@@ -25,6 +27,12 @@ class Sections:
         self._guest = guest
         self._pte_size = guest.layout.entry_size
 
+    def listed(self, processes: Iterable[Process], *, named: bool = False) -> list[ControlArea]:
+        """The sections that `processes` map or hold open, and with `named` those of the namespace; by address."""
+        from coldframe.windows.controlarea import control_areas  # noqa: PLC0415 - which is written in terms of these
+
+        return control_areas(self._guest, processes, named=named)
+
     def subsection_page(self, subsection: int, prototype_pte: int) -> SubsectionPage | None:
         """The file and offset of the page of `prototype_pte` in the `_SUBSECTION` at `subsection`.
 
@@ -35,7 +43,7 @@ class Sections:
             index, rest = divmod(prototype_pte - record.integer("SubsectionBase"), self._pte_size)
             if rest or not 0 <= index < record.integer("PtesInSubsection"):
                 return None
-            offset = self._start(record) + index * PAGE_SIZE
+            offset = self.start_in_file(record) + index * PAGE_SIZE
         except UnreadableMemoryError:
             return None
         return SubsectionPage(subsection, self.file_of_subsection(record), offset)
@@ -48,9 +56,9 @@ class Sections:
         """
         unit = _SECTOR if self.is_image(subsection.pointer("ControlArea").struct()) else PAGE_SIZE
         length = subsection.integer("NumberOfFullSectors") * unit
-        return self._start(subsection), length + subsection.integer("u.SubsectionFlags.SectorEndOffset")
+        return self.start_in_file(subsection), length + subsection.integer("u.SubsectionFlags.SectorEndOffset")
 
-    def _start(self, subsection: Struct) -> int:
+    def start_in_file(self, subsection: Struct) -> int:
         """Where in its file a subsection begins, in bytes.
 
         An image's `StartingSector` counts 512-byte sectors, a data file's 4 KB pages, with ten more bits in
@@ -181,6 +189,13 @@ class Sections:
             return vad.integer("Subsection")
         control_area = vad.integer("ControlArea")  # NT 5.2
         return self.first_subsection(control_area) if control_area else 0
+
+    def control_area_of_vad(self, vad: Struct) -> int:
+        """The address of the control area that a view (an `_MMVAD`) is of; 0 where it has none."""
+        if not vad.has("Subsection"):  # NT 5.2
+            return vad.integer("ControlArea")
+        subsection = vad.integer("Subsection")
+        return self._guest.struct("_SUBSECTION", subsection).integer("ControlArea") if subsection else 0
 
     def file_of_vad(self, vad: Struct) -> str | None:
         """The file that a view (an `_MMVAD`) maps; None where there is none, or its name is not in RAM."""
