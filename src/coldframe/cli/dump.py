@@ -14,6 +14,7 @@ import typer
 from coldframe.cli.absent import said
 from coldframe.cli.options import SymbolPaths, Target
 from coldframe.cli.render import err, printable
+from coldframe.errors import UsageError
 
 if TYPE_CHECKING:
     from coldframe.images.output import Progress as Report
@@ -28,8 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def dump(
     target: Target,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write.")],
     symbols: SymbolPaths,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write.", show_default=False)
+    ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         str | None,
         typer.Option(
@@ -45,6 +48,11 @@ def dump(
             "--pid", "-p", metavar="N", help="This process: an ELF core or a minidump, and a manifest.", min=0
         ),
     ] = None,
+    wtf: Annotated[
+        Path | None,
+        typer.Option("--wtf", metavar="FOLDER", help="For the fuzzer wtf: mem.dmp and regs.json.", show_default=False),
+    ] = None,
+    vcpu: Annotated[int, typer.Option("--vcpu", metavar="N", help="With --wtf: whose registers.", min=0)] = 0,
 ) -> None:
     """Write memory to a dump. A raw image, an ELF core or a crash dump; a running guest is paused meanwhile.
 
@@ -54,7 +62,26 @@ def dump(
     coldframe dump win10.qmp -o win10.dmp
     coldframe dump memory.dmp -o memory.elf
     coldframe dump win10.qmp --pid 812 -o notepad.mdmp
+    coldframe dump win10.qmp --wtf snapshot
     """
+    if (output is None) == (wtf is None) or (wtf and (format or pid is not None)):
+        raise UsageError("expected --output FILE, or --wtf FOLDER without --format and --pid")
+    if wtf is not None:
+        _dump_for_wtf(target, wtf, symbols, vcpu)
+    elif output is not None:
+        _dump(target, output, symbols, format, pid)
+
+
+def _dump_for_wtf(target: str, folder: Path, symbols: list[Path], vcpu: int) -> None:
+    from coldframe.wtfdump import dump_wtf  # noqa: PLC0415 - only this verb writes images
+
+    with _progress() as report:
+        warnings = dump_wtf(target, folder, symbols=symbols, vcpu=vcpu, progress=report)
+    for warning in warnings:
+        err.print(f"[yellow]{printable(warning)}[/yellow]")
+
+
+def _dump(target: str, output: Path, symbols: list[Path], chosen: str | None, pid: int | None) -> None:
     from coldframe.dumping import dump as write  # noqa: PLC0415 - only this verb writes images
 
     where = said()
@@ -62,7 +89,7 @@ def dump(
         warnings = write(
             target,
             output,
-            format=format,
+            format=chosen,
             symbols=symbols,
             progress=report,
             pid=pid,
