@@ -1,7 +1,9 @@
-"""The arguments of a function that a vCPU stands at the first instruction of, by the x64 calling convention.
+"""The arguments of a function that a vCPU stands at the first instruction of, by its calling convention.
 
-The first four are in rcx, rdx, r8 and r9, the others on the stack above the return address and its 32 bytes of home
-space (https://learn.microsoft.com/cpp/build/x64-calling-convention).
+x64: the first four are in rcx, rdx, r8 and r9, the others on the stack above the return address and its 32 bytes of
+home space (https://learn.microsoft.com/cpp/build/x64-calling-convention). x86, stdcall and cdecl alike: all on the
+stack above the return address, four bytes each (https://learn.microsoft.com/cpp/cpp/stdcall); one of 64 bits takes two
+numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from coldframe.errors import UsageError
 
 _BY_REGISTER = ("rcx", "rdx", "r8", "r9")
 _MASK = (1 << 64) - 1
+_WORD_OF_X64 = 8
 MOST_ARGUMENTS = 64
 
 
@@ -28,34 +31,39 @@ class Arguments:
     """`args[i]` is argument number i (from 0) as an unsigned number; setting it changes the guest.
 
     `widths` are the arguments' sizes in bits as far as they are known: a 32-bit argument's slot has arbitrary bits
-    above it, which are taken away; what is not known has 64. Right only before the function's first instruction has
-    run. Reading raises `UnreadableMemoryError` where the stack is not in RAM. Setting writes one register or eight
-    bytes of stack; on error nothing was written.
+    above it, which are taken away; what is not known has a whole word's. `word` is 8 bytes, or 4 on x86. Right only
+    before the function's first instruction has run. Reading raises `UnreadableMemoryError` where the stack is not in
+    RAM. Setting writes one register or one word of stack; on error nothing was written.
     """
 
     registers: Mapping[str, int]
     memory: _Memory
     put: Callable[[Mapping[str, int]], None]
     widths: Sequence[int] = ()
+    word: int = 8
 
     def __getitem__(self, index: int) -> int:
         if not 0 <= index < MOST_ARGUMENTS:
             raise IndexError(f"argument {index}: expected 0 to {MOST_ARGUMENTS - 1}")
-        if index < len(_BY_REGISTER):
+        if self._is_in_register(index):
             value = self.registers[_BY_REGISTER[index]]
         else:
-            value = int.from_bytes(self.memory.read(self._slot(index), 8), "little")
+            value = int.from_bytes(self.memory.read(self._slot(index), self.word), "little")
         return value & (1 << self.widths[index]) - 1 if index < len(self.widths) else value
 
     def __setitem__(self, index: int, value: int) -> None:
         if not 0 <= index < MOST_ARGUMENTS:
             raise IndexError(f"argument {index}: expected 0 to {MOST_ARGUMENTS - 1}")
-        if not -(1 << 63) <= value <= _MASK:
-            raise UsageError(f"argument {index} cannot be {value:#x}: it has 64 bits")
-        if index < len(_BY_REGISTER):
+        bits = 8 * self.word
+        if not -(1 << bits - 1) <= value < 1 << bits:
+            raise UsageError(f"argument {index} cannot be {value:#x}: it has {bits} bits")
+        if self._is_in_register(index):
             self.put({_BY_REGISTER[index]: value & _MASK})
         else:
-            self.memory.write(self._slot(index), (value & _MASK).to_bytes(8, "little"))
+            self.memory.write(self._slot(index), (value & (1 << bits) - 1).to_bytes(self.word, "little"))
+
+    def _is_in_register(self, index: int) -> bool:
+        return index < len(_BY_REGISTER) and self.word == _WORD_OF_X64
 
     def _slot(self, index: int) -> int:
-        return (self.registers["rsp"] + 8 + 8 * index) & _MASK
+        return (self.registers["rsp"] + self.word * (1 + index)) & (1 << 8 * self.word) - 1

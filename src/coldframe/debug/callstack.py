@@ -2,16 +2,19 @@
 
 Each frame is unwound by its image's unwind data (see `unwind`). From kernel to user mode the walk goes through the
 machine frame that KiSystemCall64, KiPageFault and their like describe in theirs; where unwind data ends before it,
-through the trap frame that `_KTHREAD.TrapFrame` names. A page that is not in RAM ends the walk and is named.
+through the trap frame that `_KTHREAD.TrapFrame` names. 32-bit code has no unwind data: see `callstack32`. A page that
+is not in RAM ends the walk and is named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from weakref import WeakKeyDictionary
 
 from coldframe.capabilities import ReadsMemory
+from coldframe.debug.callstack32 import WORD, frames32, switched_out32
 from coldframe.debug.current import current_thread
 from coldframe.debug.modules import ModuleFinder
 from coldframe.debug.names import Names
@@ -26,6 +29,7 @@ from coldframe.windows.triageguest import TriageGuest
 
 MOST_FRAMES = 512
 _KERNEL = 1 << 63
+_TRAP_FRAME32 = {"rip": "Eip", "rsp": "HardwareEsp", "rbp": "Ebp"}
 _PAGE = 4096
 _LARGEST_FUNCTION = 1 << 20
 _SWITCH_SLOTS = 24
@@ -109,6 +113,10 @@ class StackWalker:
         `process` gives the user half of memory and its modules; `thread` the trap frame to cross to user mode by,
         where unwind data does not lead there. `first_how` says that the registers are those of a caller already.
         """
+        if self.guest.types.pointer_size == WORD:
+            memory = _PausedMemory(self.guest.memory if process is None else process.memory)
+            frames = frames32(self, registers, process, thread, memory, returned_to=bool(first_how))
+            return list(islice(frames, limit))
         return list(self._frames(registers, process, thread, limit, returned_to=bool(first_how)))
 
     def _frames(
@@ -125,7 +133,7 @@ class StackWalker:
         crossed = False
         for _ in range(limit):
             module = self.modules.at(state["rip"], process)
-            frame = self._frame(state, module)
+            frame = self.frame(state, module)
             how, unwound = self._caller(state, module, frame, memory, returned_to=returned_to)
             if unwound is not None:
                 reason = self._implausible(state, unwound, process)
@@ -143,7 +151,8 @@ class StackWalker:
             state = dict(unwound.registers)
         # the last frame said how to go on; nothing more is claimed beyond the limit
 
-    def _frame(self, state: Mapping[str, int], module: Module | None) -> Frame:
+    def frame(self, state: Mapping[str, int], module: Module | None) -> Frame:
+        """The frame of the function that `state` (rip and rsp) is in, its caller not looked for yet."""
         address = state["rip"]
         nearest = self.names.nearest(module, address) if module is not None else None
         symbol, displacement = nearest if nearest is not None else (None, address - module.base if module else 0)
@@ -155,7 +164,7 @@ class StackWalker:
             symbol=symbol,
             displacement=displacement,
             how="",
-            user=address < _KERNEL,
+            user=address < self.guest.kernel_start,
         )
 
     def _caller(
@@ -253,6 +262,8 @@ class StackWalker:
         SwapContext leaves rbp and the return into KiSwapContext on the stack, a little above
         `_KTHREAD.KernelStack`; no public type tells where, so the first return into KiSwapContext is looked for.
         """
+        if self.guest.types.pointer_size == WORD:
+            return switched_out32(self, thread)
         rva = self.guest.symbols.get("KiSwapContext")
         if rva is None:
             return None
@@ -310,7 +321,10 @@ def thread_callstack(guest: Guest, thread: Thread) -> list[Frame]:
     frame = thread.trap_frame
     if frame is None:
         return []
-    registers = {name.lower(): frame.integer(name) for name in ("Rip", "Rsp", "Rbp", "Rbx", "Rsi", "Rdi")}
+    if guest.types.pointer_size == WORD:
+        registers = {name: frame.integer(path) for name, path in _TRAP_FRAME32.items()}
+    else:
+        registers = {name.lower(): frame.integer(name) for name in ("Rip", "Rsp", "Rbp", "Rbx", "Rsi", "Rdi")}
     return walker.walk(registers, thread.process, thread)
 
 

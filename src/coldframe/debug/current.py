@@ -1,7 +1,8 @@
 """What a vCPU runs: its current thread and that thread's process, by as few reads as possible.
 
 In kernel mode GS leads to the vCPU's `_KPCR`, in user mode the swapped base does (`swapgs`); `Prcb.CurrentThread` is
-the thread. A breakpoint's filter asks this at every hit, so the two reads are made on plain addresses.
+the thread. In a 32-bit kernel FS leads there, and in user mode only nt!KiProcessorBlock does. A breakpoint's filter
+asks this at every hit, so the two reads are made on plain addresses.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass
 from coldframe.errors import UnreadableMemoryError
 from coldframe.windows.guest import Guest
 from coldframe.windows.process import Process, Thread
+from coldframe.windows.processor import KPCR_PATHS, processor_blocks
 from coldframe.windows.typed import first_field
 
-_KERNEL = 1 << 63
+_WIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +39,46 @@ class Current:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         types = guest.types
-        self._current_thread = types.offset("_KPCR", "Prcb.CurrentThread")
+        self._bases, _, block = KPCR_PATHS[types.pointer_size]
+        self._current_thread = types.offset("_KPCR", f"{block}.CurrentThread")
         self._process = types.offset("_ETHREAD", first_field(types, "_ETHREAD", "Tcb.Process", "ThreadsProcess"))
 
-    def thread_address(self, registers: Mapping[str, int]) -> int:
+    def thread_address(self, registers: Mapping[str, int], vcpu: int | None = None) -> int:
         """The `_ETHREAD` that a vCPU with these registers runs; 0 where it cannot be told (early in boot)."""
-        for base in (registers.get("gs_base", 0), registers.get("k_gs_base", 0)):
-            if base >= _KERNEL:
+        start = self._guest.kernel_start
+        for name in self._bases:
+            base = registers.get(name, 0)
+            if base >= start:
                 try:
-                    thread = self._guest.memory.u64(base + self._current_thread)
+                    thread = self._pointer(base + self._current_thread)
                 except UnreadableMemoryError:
                     continue
-                if thread >= _KERNEL:
+                if thread >= start:
                     return thread
-        return 0
+        return 0 if vcpu is None or len(self._bases) > 1 else self._by_number(vcpu)
+
+    def _pointer(self, address: int) -> int:
+        memory = self._guest.memory
+        return memory.u64(address) if self._guest.types.pointer_size == _WIDE else memory.u32(address)
+
+    def _by_number(self, vcpu: int) -> int:
+        """By nt!KiProcessorBlock: a 32-bit kernel has its KPCR in no register while user mode runs."""
+        blocks = processor_blocks(self._guest)
+        try:
+            return blocks[vcpu].integer("CurrentThread") if vcpu < len(blocks) else 0
+        except UnreadableMemoryError:
+            return 0
 
     def process_address(self, thread: int) -> int:
         """The `_EPROCESS` that owns the `_ETHREAD` at `thread`; 0 where it cannot be read."""
         try:
-            return self._guest.memory.u64(thread + self._process) if thread else 0
+            return self._pointer(thread + self._process) if thread else 0
         except UnreadableMemoryError:
             return 0
 
     def arrival(self, vcpu: int, registers: Mapping[str, int], accessed: int | None = None) -> Arrival:
         """Who is at a stop."""
-        ethread = self.thread_address(registers)
+        ethread = self.thread_address(registers, vcpu)
         return Arrival(vcpu, registers, ethread, self.process_address(ethread), accessed)
 
     def thread(self, registers: Mapping[str, int]) -> Thread | None:

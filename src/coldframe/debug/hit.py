@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from coldframe.debug.breakpoint import Breakpoint
     from coldframe.debug.live import LiveGuest
 
-_FRAME = ((1 << 52) - 1) & ~0xFFF
-"""The page-table address in CR3: PCID and flags taken away (SDM volume 3, 4.5.2)."""
-
 
 class Hit:
     """One arrival at a breakpoint.
@@ -75,14 +72,14 @@ class Hit:
         """The address space of the process, user and kernel half."""
         if self.eprocess:
             return self.process.memory
-        return AddressSpace(self.guest.resolver, self.registers["cr3"] & _FRAME)
+        return AddressSpace(self.guest.resolver, self.registers["cr3"] & self.guest.resolver.format.root)
 
     @property
     def args(self) -> Arguments:
         """The function's arguments, at a breakpoint on its first instruction; setting one changes the guest."""
         known = prototype(self.function)
         widths = known.widths if known is not None else ()
-        return Arguments(self.registers, self.memory, self.write_registers, widths)
+        return Arguments(self.registers, self.memory, self.write_registers, widths, self.guest.types.pointer_size)
 
     @property
     def function(self) -> str:
@@ -92,7 +89,7 @@ class Hit:
     @property
     def return_address(self) -> int:
         """Where the function returns to, at a breakpoint on its first instruction."""
-        return int.from_bytes(self.memory.read(self.registers["rsp"], 8), "little")
+        return int.from_bytes(self.memory.read(self.registers["rsp"], self.guest.types.pointer_size), "little")
 
     def callstack(self, limit: int = 512) -> list[Frame]:
         """The frames of kernel and user mode, the innermost first."""

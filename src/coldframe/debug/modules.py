@@ -14,7 +14,6 @@ from coldframe.windows.guest import Guest
 from coldframe.windows.module import Module, holding
 from coldframe.windows.process import Process
 
-_KERNEL = 1 << 63
 _HEADER = 0x400
 """Bytes of an image that tell it from another one: its PE headers with the timestamp, checksum and sizes."""
 _MOST_PROCESSES = 256
@@ -39,9 +38,10 @@ class ModuleFinder:
         """The module that `address` lies in: of the kernel, or of `process`. None also where the lists are damaged."""
         if address in self._guest.kernel:
             return self._guest.kernel
-        if address < _KERNEL and process is None:
+        is_user = address < self._guest.kernel_start
+        if is_user and process is None:
             return None
-        owner = process if address < _KERNEL else None
+        owner = process if is_user else None
         try:
             return self._guest.once(("module of page", address >> 12, owner), lambda: self._find(address, owner))
         except ColdframeError as error:

@@ -28,6 +28,7 @@ from coldframe.windows.guest import Guest
 Value: TypeAlias = "int | str | bool | list[Value] | dict[str, Value] | None"
 
 _NUMBERS = ("u8", "u32", "u64", "i32")
+_ALL = (1 << 32) - 1
 _CURRENT = {(1 << 64) - 1: "current process", (1 << 64) - 2: "current thread"}
 _UNTYPED = 4
 _LONGEST_STRING = 0x8000
@@ -113,7 +114,9 @@ class _Decoder:
             case "pi64":
                 number = self._memory.u64(value)
                 return {"address": f"{value:#x}", "value": number - (1 << 64) if number >> 63 else number}
-            case "pu64" | "phandle":
+            case "phandle":
+                return {"address": f"{value:#x}", "value": f"{self._guest.typed.over(self._memory).pointer(value):#x}"}
+            case "pu64":
                 return {"address": f"{value:#x}", "value": f"{self._memory.u64(value):#x}"}
             case "pu32":
                 return {"address": f"{value:#x}", "value": self._memory.u32(value)}
@@ -133,8 +136,9 @@ class _Decoder:
 
     def _handle(self, value: int) -> Value:
         shown: dict[str, Value] = {"handle": f"{value:#x}"}
-        if value in _CURRENT:
-            return shown | {"name": _CURRENT[value]}
+        current = _CURRENT.get(value | _ALL << 32 if self._guest.types.pointer_size == 4 else value)
+        if current is not None:
+            return shown | {"name": current}
         if not value:
             return "0x0"
         try:
