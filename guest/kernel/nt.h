@@ -194,6 +194,10 @@ typedef struct _SHA256 {
 void RtlSha256Begin(SHA256 *hash);
 void RtlSha256Add(SHA256 *hash, const void *data, SIZE_T size);
 void RtlSha256End(SHA256 *hash, UCHAR digest[32]);
+/* Xpress (plain LZ77); the compressor: bytes written, 0 when they are more than `room`; its table has RTL_XPRESS_TABLE entries. */
+#define RTL_XPRESS_TABLE 2048
+ULONG RtlCompressXpress(const UCHAR *from, ULONG size, UCHAR *to, ULONG room, USHORT *table);
+BOOLEAN RtlDecompressXpress(const UCHAR *from, ULONG length, UCHAR *to, ULONG size);
 void RtlSha256Hex(const void *data, SIZE_T size, CHAR hex[65]); /* all at once, lower-case hex, terminated */
 
 /* Formatting (`#` writes 0x): %d %i %u %x %X %c %s %p, `l`/`ll`/`I64`/`z` sizes, `0`, width, `-`, `.*s`; %ws a WCHAR string and %wZ a

@@ -211,6 +211,42 @@ static void ImageRegion(void) {
     Trim(zeros + PAGE_SIZE, 1, MmTrimToTransition);
 }
 
+/* Content that compresses, more or less: the same few words again and again, numbers that count, and `noise` random ones. */
+static void FillText(UCHAR *page, ULONG kind, ULONG noise) {
+    static const char words[] = "the page is where the memory manager put it, and what it held it holds, ";
+    ULONG64 seed = (ULONG64)page ^ kind;
+    for (ULONG i = 0; i < PAGE_SIZE; i++) page[i] = (UCHAR)words[(i + kind) % (sizeof words - 1)];
+    for (ULONG i = 0; i < 512; i += 1 + kind % 29) ((ULONG64 *)page)[i] = kind + i / 8;
+    for (ULONG i = 0; i < noise; i++) {
+        seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+        ((ULONG64 *)page)[(seed >> 33) % 512] = seed;
+    }
+}
+
+/* The compressed store: pages that compress well, hardly, not at all, to nothing; pages that equal another; page tables; and shared
+ * pages behind their prototype PTEs. Without a store they are in the paging file. */
+static void CompressedRegion(void) {
+    UCHAR *base = Private(Region(), 8 * PAGES, MEM_RESERVE | MEM_COMMIT), *view;
+    ULONG policy = MmTrimToBacking | MmTrimCompress;
+    if (!base) return;
+    for (ULONG i = 0; i < 8 * PAGES; i++) {
+        UCHAR *page = base + i * PAGE_SIZE;
+        if (i % 8 == 7) Fill(page);
+        else if (i % 8 == 6) page[0] = 1, page[0] = 0;
+        else if (i % 8 == 5) memcpy(page, page - PAGE_SIZE, PAGE_SIZE);
+        else FillText(page, i, i % 8 * i);
+    }
+    Trim(base, 8 * PAGES, policy);
+    Read(base, 3, 2);                                          /* two of them come back, one is then changed */
+    base[3 * PAGE_SIZE] ^= 0xFF;
+    base = PrivateStates(FALSE, FALSE, TRUE);                  /* a page table in the store */
+    Trim(base, PAGES, MmTrimTablesToBacking | MmTrimCompress);
+    view = Map(Section(NULL, PAGES, PAGE_READWRITE), PAGES, PAGE_READWRITE);
+    if (!view) return;
+    for (ULONG i = 0; i < PAGES; i++) FillText(view + i * PAGE_SIZE, i, i);
+    Trim(view, PAGES, MmTrimProtosToBacking | MmTrimToTransition | MmTrimCompress);
+}
+
 /* ---- Stress: every page's content is a function of its address and of how often it was written */
 
 static ULONG64 StressPages;
@@ -266,6 +302,7 @@ void NtProcessStartup(PEB *peb) {
     SharedRegion();
     FileRegion();
     ImageRegion();
+    CompressedRegion();
     if (RtlArgument("once", 0)) NtTerminateProcess(NT_CURRENT_PROCESS, 0);
     RtlNote("states: all pages are where they shall be");
     for (;;) RtlSleep(1000);

@@ -33,7 +33,7 @@ static NTSTATUS MiRetryForPage(MI_SPACE *Space) {
 
 NTSTATUS MiInPage(MI_SPACE *Space, KIRQL Irql, MMPTE *Entry, ULONG64 EntryVa, MMPTE Value, BOOLEAN Prototype, SUBSECTION *Subsection) {
     MMPTE Soft = MiUnswizzle(Value);
-    PFN_NUMBER Frame = MiRemovePage(FALSE, Space->Process == NULL), Holder = MiFrameHolding(Entry);
+    PFN_NUMBER Frame = MiRemovePage(FALSE, MiMayUseReserve(Space)), Holder = MiFrameHolding(Entry);
     NTSTATUS Status;
     MMPFN *Pfn;
     if (Frame == MI_NOFRAME) {
@@ -113,7 +113,7 @@ static NTSTATUS MiValidFault(MI_SPACE *Space, ULONG64 Va, MMPTE *Pte, MMPTE Valu
 /* ---- Private pages */
 
 static NTSTATUS MiDemandZeroFault(MI_SPACE *Space, ULONG64 Va, MMPTE *Pte, ULONG Protection, BOOLEAN Write) {
-    PFN_NUMBER Frame = MiGetPage(TRUE, FALSE);
+    PFN_NUMBER Frame = MiGetPage(TRUE, MiMayUseReserve(Space));
     KIRQL Irql;
     if (Frame == MI_NOFRAME) return MiRetryForPage(Space);
     Protection = MiPrivateProtection(Protection);
@@ -375,6 +375,7 @@ NTSTATUS MmCopyToUser(void *UserTo, const void *From, SIZE_T Bytes) {
 }
 
 NTSTATUS MiReadBacking(MMPTE Soft, ULONG64 ProtoVa, void *Buffer) {
+    if (MiIsPagefile(Soft) && MiIsStoreNumber(Soft.u.Soft.PageFileLow)) return MiReadStored(Soft.u.Soft.PageFileHigh, Buffer, TRUE);
     if (MiIsPagefile(Soft)) return MiReadSlot(Soft.u.Soft.PageFileLow, Soft.u.Soft.PageFileHigh, Buffer);
     if (MiIsProto(Soft)) return MiReadSubsectionPage((SUBSECTION *)MiProtoAddress(Soft), ProtoVa, Buffer);
     memset(Buffer, 0, PAGE_SIZE);

@@ -184,7 +184,7 @@ PFN_NUMBER MiFrameHolding(MMPTE *Entry); /* of an entry seen through the physica
 NTSTATUS MiFault(MI_SPACE *Space, ULONG64 Va, BOOLEAN Write, BOOLEAN Execute, BOOLEAN User);
 /* Starts the read of an invalid entry's page; PFN lock held on entry (released), Space locked (released). Returns MI_RETRY or an error. */
 NTSTATUS MiInPage(MI_SPACE *Space, KIRQL Irql, MMPTE *Entry, ULONG64 EntryVa, MMPTE Value, BOOLEAN Prototype, SUBSECTION *Subsection);
-/* Fetches the bytes of a page-out page into Buffer without changing anything. */
+/* Fetches the bytes of a page-out page into Buffer without changing anything; nothing else runs. */
 NTSTATUS MiReadBacking(MMPTE Unswizzled, ULONG64 ProtoVa, void *Buffer);
 /* A prototype PTE through the physical map; NULL when its page is out. PFN lock held. */
 MMPTE *MiProtoPointer(MMPTE *Proto);
@@ -250,9 +250,27 @@ MMPAGING_FILE *MiPagingFile(ULONG Number);
 void MiFreeSlot(MMPTE Original); /* PFN lock held */
 BOOLEAN MiAllocateSlot(ULONG *Number, ULONG64 *Slot);
 NTSTATUS MiReadSlot(ULONG Number, ULONG64 Slot, void *Buffer);
+NTSTATUS MiCreateStorePagefile(ULONG64 Pages, MMPAGING_FILE **File); /* one without a file, for the compressed store */
+BOOLEAN MiTakeSlot(MMPAGING_FILE *File, ULONG64 *Slot);              /* PFN lock held; and the other way */
+void MiGiveSlot(MMPAGING_FILE *File, ULONG64 Slot);
+SUBSECTION *MiMappedFile(MMPFN *Pfn); /* of a page that goes back to its file; NULL for all others */
+void MiBeginWrite(PFN_NUMBER Frame);  /* PFN lock held: off the modified list; then to standby as Written, or back to the list */
+void MiFinishWrite(PFN_NUMBER Frame, BOOLEAN Success, MMPTE Written);
 ULONG MiWriteModified(PFN_NUMBER Only); /* one round (or that frame alone); pages written */
 void MiModifiedPageWriter(void *Context);
 extern KEVENT MiModifiedEvent;
+
+/* ---- store.c: the compressed store, a paging file of its own number */
+BOOLEAN MiIsStoreNumber(ULONG Number);
+BOOLEAN MiIsStoreSpace(const MI_SPACE *Space); /* its process's: gets the last free pages, so that storing frees others */
+FORCEINLINE BOOLEAN MiMayUseReserve(const MI_SPACE *Space) { return !Space->Process || MiIsStoreSpace(Space); }
+BOOLEAN MiStoreWanted(void);                   /* modified pages should go there first */
+ULONG MiStoreWriteModifiedPages(PFN_NUMBER Only);
+NTSTATUS MiReadStored(ULONG64 Slot, void *Buffer, BOOLEAN AtRest);
+void MiForgetStored(ULONG64 Slot); /* PFN lock held */
+
+/* ---- truth.c */
+NTSTATUS MiPeek(EPROCESS *Process, ULONG64 Va, void *Buffer, SIZE_T Bytes); /* user bytes wherever they are; nothing runs */
 extern volatile LONG MiWriterActive;
 
 #endif

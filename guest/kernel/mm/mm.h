@@ -88,6 +88,8 @@ NTSTATUS MmQueryImage(MM_SECTION *Section, MM_IMAGE *Image);
 /* ---- Paging files */
 NTSTATUS MmCreatePagingFile(const UNICODE_STRING *Name, ULONG64 MinimumSize, ULONG64 MaximumSize); /* \??\C:\pagefile.sys */
 ULONG MmNumberOfPagingFilesInUse(void);
+void SmKmStoreWorker(void *Context); /* the thread of the compressed store's process: makes the store in its process's memory */
+NTSTATUS SmWaitForStore(void);
 NTSTATUS MmStoreCheckPagefiles(void); /* STATUS_NOT_FOUND: no paging file, so no store of compressed pages either */
 
 /* ---- Trimming. MmWorkingSetManager is called by the balance-set thread about every second and when MmMemoryIsShort. */
@@ -101,6 +103,7 @@ typedef enum _MM_TRIM {
     MmTrimTablesToBacking = 16, /* ... and to the paging file */
     MmTrimProtosToBacking = 32, /* shared pages: the prototype PTEs too leave transition, only then */
     MmTrimKeep = 64,          /* the working-set manager leaves this process alone from now on */
+    MmTrimCompress = 128,     /* modified pages are written to the compressed store, where there is one with room */
 } MM_TRIM;
 /* Size 0: the whole user space. Returns the number of pages that changed state. */
 ULONG MmTrimProcess(EPROCESS *Process, void *Base, SIZE_T Size, ULONG Policy);

@@ -61,7 +61,9 @@ static void MiInsertInTree(void) {
     LONG Count = 0, Height;
     for (ULONG Number = 0; Number < MiPagingFiles; Number++) {
         MMPAGING_FILE *File = MiPagingFile(Number);
-        LONG At = Count++;
+        LONG At = Count;
+        if (!File->File) continue; /* the compressed store's */
+        Count++;
         for (; At && CONTAINING_RECORD(Nodes[At - 1], MMPAGING_FILE, FileObjectNode)->File > File->File; At--) Nodes[At] = Nodes[At - 1];
         Nodes[At] = &File->FileObjectNode;
 #ifdef HAVE__MMPAGING_FILE__NodeInserted
@@ -91,6 +93,48 @@ static NTSTATUS MiMakeBitmap(MMPAGING_FILE *File, ULONG64 Pages) {
     return STATUS_SUCCESS;
 }
 
+static NTSTATUS MiInsertPageFileInList(MMPAGING_FILE *File) {
+    NTSTATUS Status = STATUS_SUCCESS;
+    KIRQL Irql;
+    ExAcquirePushLockExclusive(&MiCreateLock);
+    if (MiPagingFiles >= 16) {
+        Status = STATUS_INSUFFICIENT_RESOURCES;
+    } else {
+        File->PageFileNumber = MiPagingFiles;
+#ifdef HAVE__MMPAGING_FILE__Partition
+        File->Partition = &MiSystemPartition;
+#endif
+        Irql = MiLockPfn();
+#ifdef HAVE__MI_PARTITION
+        (&MiSystemPartition.Vp.PagingFile[0])[MiPagingFiles] = File;
+        MiSystemPartition.Vp.NumberOfPagingFiles = ++MiPagingFiles;
+#else
+        MmPagingFile[MiPagingFiles] = File;
+        MmNumberOfPagingFiles = ++MiPagingFiles;
+#endif
+        MiInsertInTree();
+        MiUnlockPfn(Irql);
+        if (File->File) MiRaiseCommitLimit((LONG64)File->Size);
+    }
+    ExReleasePushLockExclusive(&MiCreateLock);
+    return Status;
+}
+
+NTSTATUS MiCreateStorePagefile(ULONG64 Pages, MMPAGING_FILE **Result) {
+#ifdef HAVE__MMPAGING_FILE__VirtualStorePagefile
+    MMPAGING_FILE *File = ExAllocatePool(sizeof *File, '  mM'); /* the real one's tag */
+    NTSTATUS Status = File ? MiMakeBitmap(File, Pages) : STATUS_NO_MEMORY;
+    if (!NT_SUCCESS(Status)) return Status;
+    File->Size = File->MinimumSize = File->MaximumSize = Pages;
+    File->FreeSpace = Pages - 1;
+    File->VirtualStorePagefile = 1;
+    *Result = File;
+    return MiInsertPageFileInList(File);
+#else
+    return STATUS_NOT_SUPPORTED;
+#endif
+}
+
 NTSTATUS MmCreatePagingFile(const UNICODE_STRING *Name, ULONG64 MinimumSize, ULONG64 MaximumSize) {
     MMPAGING_FILE *File;
     UNICODE_STRING Path;
@@ -109,33 +153,12 @@ NTSTATUS MmCreatePagingFile(const UNICODE_STRING *Name, ULONG64 MinimumSize, ULO
     File = ExAllocatePool(sizeof *File, 'fPmM');
     if (NT_SUCCESS(Status)) Status = File ? MiMakeBitmap(File, Pages) : STATUS_NO_MEMORY;
     if (NT_SUCCESS(Status)) {
-        KIRQL Irql;
         File->Size = File->MinimumSize = Pages;
         File->MaximumSize = ROUND_TO_PAGES(MaximumSize) >> PAGE_SHIFT;
         File->FreeSpace = Pages - 1;
         File->File = Object;
         File->PageFileName = Path;
-        ExAcquirePushLockExclusive(&MiCreateLock);
-        if (MiPagingFiles >= 16) {
-            Status = STATUS_INSUFFICIENT_RESOURCES;
-        } else {
-            File->PageFileNumber = MiPagingFiles;
-#ifdef HAVE__MMPAGING_FILE__Partition
-            File->Partition = &MiSystemPartition;
-#endif
-            Irql = MiLockPfn();
-#ifdef HAVE__MI_PARTITION
-            (&MiSystemPartition.Vp.PagingFile[0])[MiPagingFiles] = File;
-            MiSystemPartition.Vp.NumberOfPagingFiles = ++MiPagingFiles;
-#else
-            MmPagingFile[MiPagingFiles] = File;
-            MmNumberOfPagingFiles = ++MiPagingFiles;
-#endif
-            MiInsertInTree();
-            MiUnlockPfn(Irql);
-            MiRaiseCommitLimit((LONG64)Pages);
-        }
-        ExReleasePushLockExclusive(&MiCreateLock);
+        Status = MiInsertPageFileInList(File);
     }
     if (!NT_SUCCESS(Status)) ObDereferenceObject(Object);
     return Status;
@@ -148,8 +171,26 @@ void MiFreeSlot(MMPTE Original) {
     MMPAGING_FILE *File;
     if (!MiIsPagefile(Soft) || !(File = MiPagingFile(Soft.u.Soft.PageFileLow))) return;
     NT_ASSERT(MiBit(MiBitmap(File), Soft.u.Soft.PageFileHigh));
-    MiSetBit(MiBitmap(File), Soft.u.Soft.PageFileHigh, FALSE);
+    if (!File->File)
+        MiForgetStored(Soft.u.Soft.PageFileHigh);
+    else
+        MiGiveSlot(File, Soft.u.Soft.PageFileHigh);
+}
+
+void MiGiveSlot(MMPAGING_FILE *File, ULONG64 Slot) {
+    MiSetBit(MiBitmap(File), Slot, FALSE);
     File->FreeSpace++;
+}
+
+BOOLEAN MiTakeSlot(MMPAGING_FILE *File, ULONG64 *Slot) {
+    ULONG64 At = 1 + MiRandom() % (File->Size - 1);
+    if (!File->FreeSpace) return FALSE;
+    while (MiBit(MiBitmap(File), At))
+        if (++At >= File->Size) At = 1;
+    MiSetBit(MiBitmap(File), At, TRUE);
+    File->FreeSpace--;
+    *Slot = At;
+    return TRUE;
 }
 
 /* A run of up to `*Count` neighbouring slots; starts looking at random, so that files fill without order. */
@@ -160,7 +201,7 @@ static BOOLEAN MiAllocateCluster(ULONG *Number, ULONG64 *Slot, ULONG *Count) {
         RTL_BITMAP *Bitmap = MiBitmap(File);
         ULONG64 At, Looked;
         ULONG Got = 0;
-        if (!File->FreeSpace) continue;
+        if (!File->FreeSpace || !File->File) continue;
         At = 1 + MiRandom() % (File->Size - 1);
         for (Looked = 0; Looked < File->Size && MiBit(Bitmap, At); Looked++)
             if (++At >= File->Size) At = 1;
@@ -184,23 +225,38 @@ NTSTATUS MiReadSlot(ULONG Number, ULONG64 Slot, void *Buffer) {
     ULONG Done = 0;
     NTSTATUS Status;
     if (!File || Slot >= File->Size) return STATUS_IN_PAGE_ERROR;
+    if (!File->File) return MiReadStored(Slot, Buffer, FALSE);
     Status = IoReadFile(File->File, Slot << PAGE_SHIFT, Buffer, PAGE_SIZE, &Done);
     return NT_SUCCESS(Status) && Done != PAGE_SIZE ? STATUS_IN_PAGE_ERROR : Status;
 }
 
 /* ---- Writing modified pages */
 
-static SUBSECTION *MiMappedFile(MMPFN *Pfn) { /* a data file's page goes back to its file; images' pages and all else to paging files */
+SUBSECTION *MiMappedFile(MMPFN *Pfn) { /* a data file's page goes back to its file; images' pages and all else to paging files */
     MMPTE Soft = MiUnswizzle(Pfn->OriginalPte);
     SUBSECTION *Subsection = (SUBSECTION *)MiProtoAddress(Soft);
     return MiIsProto(Soft) && !Subsection->ControlArea->u.Flags.Image ? Subsection : NULL;
 }
 
-static void MiBeginWrite(PFN_NUMBER Frame) {
+void MiBeginWrite(PFN_NUMBER Frame) {
     MiUnlink(Frame);
     MiPfn(Frame)->u3.e2.ReferenceCount = 1;
     MiPfn(Frame)->u3.e1.WriteInProgress = 1;
     MiPfn(Frame)->u3.e1.Modified = 0;
+}
+
+/* Written: what its PTE will say; zero for a page of a mapped file. */
+void MiFinishWrite(PFN_NUMBER Frame, BOOLEAN Success, MMPTE Written) {
+    MMPFN *Pfn = MiPfn(Frame);
+    Pfn->u3.e1.WriteInProgress = 0;
+    if (!Success) Pfn->u3.e1.Modified = 1;
+    if (Written.u.Long) {
+        if (Pfn->u3.e1.Modified || Pfn->PteLong & 1) /* written to meanwhile, or gone */
+            MiFreeSlot(Written);
+        else
+            Pfn->OriginalPte = Written;
+    }
+    MiDereference(Frame);
 }
 
 ULONG MiWriteModified(PFN_NUMBER Only) {
@@ -239,17 +295,8 @@ ULONG MiWriteModified(PFN_NUMBER Only) {
     }
     Irql = MiLockPfn();
     for (ULONG Index = 0; Index < Count; Index++) {
-        MMPFN *Pfn = MiPfn(Frames[Index]);
-        MMPTE Written = MiMakePagefile(Pfn->OriginalPte, Number, Slot + Index);
-        Pfn->u3.e1.WriteInProgress = 0;
-        if (!NT_SUCCESS(Status)) Pfn->u3.e1.Modified = 1;
-        if (!Mapped) {
-            if (Pfn->u3.e1.Modified || Pfn->PteLong & 1) /* written to meanwhile, or gone */
-                MiFreeSlot(Written);
-            else
-                Pfn->OriginalPte = Written;
-        }
-        MiDereference(Frames[Index]);
+        MMPTE Written = Mapped ? MiZeroPte() : MiMakePagefile(MiPfn(Frames[Index])->OriginalPte, Number, Slot + Index);
+        MiFinishWrite(Frames[Index], NT_SUCCESS(Status), Written);
     }
     MiUnlockPfn(Irql);
     ExReleasePushLockExclusive(&MiWriterLock);
@@ -267,7 +314,8 @@ void MiModifiedPageWriter(void *Context) {
         for (ULONG Round = 0; Round < 4 || MmMemoryIsShort(); Round++) {
             ULONG Written;
             MiEnter(TRUE);
-            Written = MiWriteModified(MI_NOFRAME);
+            Written = MiStoreWanted() ? MiStoreWriteModifiedPages(MI_NOFRAME) : 0;
+            if (!Written) Written = MiWriteModified(MI_NOFRAME);
             MiLeave();
             if (!Written) break;
         }

@@ -69,7 +69,7 @@ NTSTATUS MiMakePte(MI_SPACE *Space, ULONG64 Va, ULONG Level, MMPTE **Pte) {
                 return MiInPage(Space, Irql, Entry, MiEntryVa(Va, At), Value, FALSE, NULL);
             } else {
                 MiUnlockPfn(Irql);
-                Frame = MiGetPage(TRUE, Space->Process == NULL);
+                Frame = MiGetPage(TRUE, MiMayUseReserve(Space));
                 if (Frame == MI_NOFRAME) {
                     ExReleasePushLockExclusive(Space->Lock);
                     MiWaitForPages();

@@ -89,11 +89,12 @@ static PFN_NUMBER MiTransitionFrame(MI_SPACE *Space, VAD *Vad, ULONG64 Vpn, BOOL
     return Frame;
 }
 
-static BOOLEAN MiTakeAway(PFN_NUMBER Frame, BOOLEAN FromMemory) {
+static BOOLEAN MiTakeAway(PFN_NUMBER Frame, BOOLEAN FromMemory, BOOLEAN Compress) {
     KIRQL Irql;
     BOOLEAN Done = FALSE;
     if (Frame == MI_NOFRAME) return FALSE;
-    if (MiPfn(Frame)->u3.e1.PageLocation == LOC_MODIFIED) Done = MiWriteModified(Frame) != 0;
+    if (MiPfn(Frame)->u3.e1.PageLocation == LOC_MODIFIED)
+        Done = (Compress && MiStoreWriteModifiedPages(Frame)) || MiWriteModified(Frame);
     if (!FromMemory) return Done;
     Irql = MiLockPfn();
     Done = MiRepurposeStandby(Frame);
@@ -131,6 +132,7 @@ No:
 ULONG MmTrimProcess(EPROCESS *Process, void *Base, SIZE_T Size, ULONG Policy) {
     MI_SPACE Space = MiSpaceOf(Process);
     ULONG64 Start = PAGE_ALIGN(Base) >> PAGE_SHIFT, End = Size ? (ROUND_TO_PAGES((ULONG64)Base + Size) >> PAGE_SHIFT) - 1 : (MI_USER_LIMIT >> PAGE_SHIFT) - 1;
+    BOOLEAN Compress = Policy & MmTrimCompress && !MiIsStoreSpace(&Space);
     ULONG Changed = 0;
     if (!Space.Process) return 0;
     if (Policy & MmTrimKeep) MiKeep(Process);
@@ -154,14 +156,14 @@ ULONG MmTrimProcess(EPROCESS *Process, void *Base, SIZE_T Size, ULONG Policy) {
         if (Policy & (MmTrimWrite | MmTrimToBacking | MmTrimProtosToBacking)) {
             for (ULONG64 At = Vpn; At <= Last; At++) {
                 PFN_NUMBER Frame = MiTransitionFrame(&Space, Vad, At, (Policy & MmTrimProtosToBacking) != 0);
-                if (MiTakeAway(Frame, (Policy & (MmTrimToBacking | MmTrimProtosToBacking)) != 0)) Changed++;
+                if (MiTakeAway(Frame, (Policy & (MmTrimToBacking | MmTrimProtosToBacking)) != 0, Compress)) Changed++;
             }
         }
         if (Policy & MmTrimTables) {
             PFN_NUMBER Frame;
             for (ULONG Level = 2; Level <= 3; Level++) {
                 if (MiTrimTable(&Space, Vpn << PAGE_SHIFT, Level, &Frame)) Changed++;
-                if (Policy & MmTrimTablesToBacking && Frame != MI_NOFRAME && MiTakeAway(Frame, TRUE)) Changed++;
+                if (Policy & MmTrimTablesToBacking && Frame != MI_NOFRAME && MiTakeAway(Frame, TRUE, Compress)) Changed++;
             }
         }
         ExReleasePushLockExclusive(Space.Lock);

@@ -21,7 +21,7 @@ typedef struct _MI_TRUTH {
     ULONG64 TableSlot;
 } MI_TRUTH;
 
-static UCHAR *MiTable, *MiBounce, *MiProtoBounce;
+static UCHAR *MiTable, *MiBounce, *MiProtoBounce, *MiPeekBounce;
 static PTE64 MiTableHolds; /* the paging-file PTE whose page MiTable has: nothing changes while this runs */
 static CHAR MiZeroHash[65];
 static char MiLine[1536];
@@ -71,7 +71,7 @@ static void MiSoftTruth(MMPTE Soft, MI_TRUTH *Truth) {
         Truth->InRam = TRUE;
         Truth->Physical = MiTransFrame(Soft) << PAGE_SHIFT;
     } else if (MiIsPagefile(Soft)) {
-        Truth->State = "pagefile";
+        Truth->State = MiIsStoreNumber(Soft.u.Soft.PageFileLow) ? "compressed" : "pagefile";
         Truth->OnDisk = TRUE;
         Truth->Backing = Soft;
     } else {
@@ -151,6 +151,27 @@ static void MiDescribeUser(ULONG64 Dtb, VAD *Vad, ULONG64 Va, MI_TRUTH *Truth) {
         MiProtoTruth(Proto, Truth);
     else
         Truth->State = "unmapped";
+}
+
+/* Private memory only, which is all that the store's process has; and none of it is in the store itself. */
+NTSTATUS MiPeek(EPROCESS *Process, ULONG64 Va, void *Buffer, SIZE_T Bytes) {
+    while (Bytes) {
+        SIZE_T Part = MIN(PAGE_SIZE - BYTE_OFFSET(Va), Bytes);
+        VAD *Vad = MiLocateVad(Process, Va >> PAGE_SHIFT);
+        MI_TRUTH Truth = {0};
+        UCHAR *Page = MiPeekBounce;
+        if (!Vad) return STATUS_IN_PAGE_ERROR;
+        MiDescribeUser(Process->Pcb.DirectoryTableBase & ~0xFFFull, Vad, PAGE_ALIGN(Va), &Truth);
+        if (Truth.InRam)
+            Page = MiP2V(Truth.Physical);
+        else if (!Truth.OnDisk)
+            memset(Page, 0, PAGE_SIZE);
+        else if (!NT_SUCCESS(MiReadBacking(Truth.Backing, 0, Page)))
+            return STATUS_IN_PAGE_ERROR;
+        memcpy(Buffer, Page + BYTE_OFFSET(Va), Part);
+        Va += Part, Buffer = (UCHAR *)Buffer + Part, Bytes -= Part;
+    }
+    return STATUS_SUCCESS;
 }
 
 static SIZE_T MiAppend(SIZE_T At, const char *Format, ...) {
@@ -251,6 +272,7 @@ ULONG MmEmitTruth(EPROCESS *Process) {
         MiTable = ExAllocatePool(PAGE_SIZE, 'tTmM');
         MiBounce = ExAllocatePool(PAGE_SIZE, 'tTmM');
         MiProtoBounce = ExAllocatePool(PAGE_SIZE, 'tTmM');
+        MiPeekBounce = ExAllocatePool(PAGE_SIZE, 'tTmM');
     }
     MiLines = 0;
     MiTableHolds = 0;

@@ -261,13 +261,8 @@ static NTSTATUS PspCreateMinimalProcess(const CHAR *name, void (*routine)(void *
     return STATUS_SUCCESS;
 }
 
-static void SmKmStoreWorker(void *context) {
-    (void)context;
-    for (;;) KeSleep(1000);
-}
-
 /* The process whose address space holds compressed pages. It is made, as in NT, when somebody asks for a store (SysMain, by
- * NtSetSystemInformation) and a paging file exists; minint then puts no page into it. */
+ * NtSetSystemInformation) and a paging file exists. */
 NTSTATUS SmFirstTimeInit(void) {
     static EX_PUSH_LOCK lock;
     static EPROCESS *process;
@@ -276,7 +271,7 @@ NTSTATUS SmFirstTimeInit(void) {
     ExAcquirePushLockExclusive(&lock);
     if (!process) status = PspCreateMinimalProcess("MemCompression", SmKmStoreWorker, &process);
     ExReleasePushLockExclusive(&lock);
-    return status;
+    return NT_SUCCESS(status) ? SmWaitForStore() : status;
 }
 
 /* ---- Start */
