@@ -40,6 +40,26 @@ def test_rows_are_in_order_and_do_not_overlap():
     assert (pages.address[:-1] + pages.size[:-1] <= pages.address[1:]).all()
 
 
+def test_parts_are_the_whole(monkeypatch):
+    monkeypatch.setattr("coldframe.paging.bulk._PART", 2)
+    guest, resolver = scene(*every_scene()[0])
+    bulk = BulkResolver(resolver)
+    for dtb, vads, start, end in (
+        (guest.dtb, guest.vads, 0, 1 << 47),
+        (guest.builder.kernel_dtb, None, 0xFFFF800000000000, 1 << 64),
+    ):
+        whole, parts = bulk.pages(dtb, vads, start=start, end=end), list(bulk.parts(dtb, vads, start=start, end=end))
+        assert len(parts) > 3
+        joined = np.concatenate([part.address for part in parts])
+        assert (joined[1:] > joined[:-1]).all()
+        assert sum(part.census().pages[State.VALID] for part in parts) == whole.census().pages[State.VALID]
+        for part in parts:
+            rows = [row_of(whole, int(address)) for address in part.address]
+            assert (whole.state[rows] == part.state).all()
+            assert (whole.via[rows] == part.via).all()
+        assert sum(int(part.size.sum()) for part in parts) == int(whole.size.sum())
+
+
 def test_a_census_counts_each_page_once():
     builder, resolver = built()
     dtb = builder.kernel_dtb

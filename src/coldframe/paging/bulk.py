@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ from coldframe.paging.page import State, Via
 from coldframe.paging.sources import AbsentPages, ListsVads
 
 _BATCH = 256
+_PART = 1 << 12
 _AWAY = np.array([CODE[state] for state in (State.PAGEFILE, State.COMPRESSED, State.SUBSECTION)], np.uint8)
 
 
@@ -57,6 +59,17 @@ class BulkResolver(BulkEntries):
             BulkVads(self).add(vads, start, min(end, self.format.user_end), passed, rows)
         return self._with_supplied(rows.arrays())
 
+    def parts(
+        self, dtb: int, vads: ListsVads | None = None, *, start: int = 0, end: int | None = None
+    ) -> Iterator[PageArrays]:
+        """As `pages`, in parts by address that take no more memory than `_PART` tables of PTEs do; no row is in two."""
+        start &= ~PAGE_MASK
+        end = self.format.user_end if end is None else end
+        tables, _ = self._tables(dtb, start, end - 1, Rows())
+        cuts = [start, *(cut for cut in tables.base[_PART::_PART].tolist() if start < cut < end), end]
+        for low, high in pairwise(cuts):
+            yield self.pages(dtb, vads, start=low, end=high)
+
     def _with_supplied(self, pages: PageArrays) -> PageArrays:
         """The rows, with what the page source has of them."""
         if self.resolver.pages is None:
@@ -76,23 +89,30 @@ class BulkResolver(BulkEntries):
 
     def walk(self, dtb: int, first: int, last: int, rows: Rows) -> list[Tables]:
         """Rows for what the tables map from `first` to `last`; returns the tables that were reached in an odd way."""
+        tables, passed = self._tables(dtb, first, last, rows)
+        for some in _batches(tables):
+            self.leaves(self._entries(self.format.levels[-1], some, first, last, rows), rows)
+        return passed
+
+    def _tables(self, dtb: int, first: int, last: int, rows: Rows) -> tuple[Tables, list[Tables]]:
+        """The tables of PTEs from `first` to `last`, rows for what the levels above them map, and the tables on the
+        way that were reached in an odd way."""
         tables = Tables(
             np.array([dtb & self.format.root], np.uint64), np.zeros(1, np.uint64), np.zeros(1, np.uint8), 0, {}
         )
         passed: list[Tables] = []
-        for level in self.format.levels:
-            count = 1 << level.bits
-            if len(tables.physical) > MOST_ROWS // count:
-                raise FormatError(f"{len(tables.physical)} tables of {level.name}s: they point to themselves")
-            if level is self.format.levels[-1]:
-                for some in _batches(tables):
-                    self.leaves(self._entries(level, some, first, last, rows), rows)
-                break
+        for level in self.format.levels[:-1]:
+            self._check(level, tables)
             tables = self._next(level, self._entries(level, tables, first, last, rows), rows)
             odd = tables.via != 0
             if odd.any():
                 passed.append(Tables(tables.physical[odd], tables.base[odd], tables.via[odd], tables.span, {}))
-        return passed
+        self._check(self.format.levels[-1], tables)
+        return tables, passed
+
+    def _check(self, level: Level, tables: Tables) -> None:
+        if len(tables.physical) > MOST_ROWS >> level.bits:
+            raise FormatError(f"{len(tables.physical)} tables of {level.name}s: they point to themselves")
 
     def _entries(self, level: Level, tables: Tables, first: int, last: int, rows: Rows) -> Entries:
         """The entries of all tables that are not zero and map something from `first` to `last`, by address."""

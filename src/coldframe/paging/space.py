@@ -182,6 +182,14 @@ class AddressSpace:
             return bulk.kernel_pages(self.dtb)
         return bulk.pages(self.dtb, vads, start=start or 0, end=end)
 
+    def parts(self, start: int | None = None, end: int | None = None) -> Iterator[PageArrays]:
+        """As `pages`, a part at a time: for address spaces of which not all rows shall be in memory at once."""
+        bulk, format = BulkResolver(self.resolver), self.resolver.format  # noqa: A001
+        vads = self.vads if isinstance(self.vads, ListsVads) else None
+        if start is None and end is None and self.vads is None:
+            start, end = format.kernel_start, 1 << (64 if format.canonical else 32)
+        return bulk.parts(self.dtb, vads, start=start or 0, end=end)
+
     def spans(self, start: int | None = None, end: int | None = None, *, supplied: bool = False) -> Iterator[Span]:
         """What can be read from `start` to `end` as pieces that lie side by side in RAM or read as zeros, and with
         `supplied` also those that a page source has; defaults as in `pages`."""
