@@ -3,7 +3,7 @@
 The guest stands still whenever something is looked at or changed; in between it runs freely to the next hardware
 breakpoint or watchpoint. At no time more than three of the processor's four debug registers are used:
 
-    firmware  a write watchpoint on KUSER_SHARED_DATA, short slices          -> the kernel
+    firmware  write watchpoints on KUSER_SHARED_DATA, short slices           -> the kernel
     kernel    a write watchpoint on nt!PsInitialSystemProcess                -> the System process; images in RAM
     system    nt!NtCreatePagingFile, a watchpoint on the process list's end  -> smss.exe, csrss.exe, all others
     csrss     the watchpoint alone                                           -> the end

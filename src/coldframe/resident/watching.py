@@ -2,11 +2,11 @@
 
 No QEMU traps writes of CR3 or LSTAR, so the watch uses what there is. Two ways, side by side:
 
-- A *write watchpoint that stands before there is anything to watch*. The kernel's KUSER_SHARED_DATA is at the same
-  virtual address in every x64 Windows (ntddk.h, KI_USER_SHARED_DATA), and the boot processor writes
-  `ProcessorFeatures` there before the first process exists. Debug registers (and QEMU's own watchpoints under TCG)
-  compare virtual addresses, so that it may be set while the firmware still runs in real mode. It stops the guest
-  however fast that is.
+- *Write watchpoints that stand before there is anything to watch*. The kernel's KUSER_SHARED_DATA is at the same
+  virtual address in every x64 Windows (ntddk.h, KI_USER_SHARED_DATA), and the boot processor fills it in before the
+  first process exists: what the processor can do, whether a debugger is there, the version. Debug registers (and
+  QEMU's own watchpoints under TCG) compare virtual addresses, so that they may be set while the firmware still runs in
+  real mode. They stop the guest however fast it is.
 - *Short slices*. After each, the IDT is looked at: the kernel's lies in the upper half, and entry 14 leads into it.
   This finds kernels that write those bytes otherwise, at the price that the slice has run on.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from coldframe.debug import LiveGuest
 from coldframe.errors import CapabilityError, GuestGoneError, NoKernelError
@@ -23,9 +24,12 @@ from coldframe.qemu.arrivals import Breakpoint
 from coldframe.windows import anchors
 from coldframe.windows.kernel import KERNEL_HALF, KUSER_SHARED_DATA, FindsSymbols, Search
 
-_FEATURES = KUSER_SHARED_DATA + 0x278
-"""ProcessorFeatures[4..11]: SSE (6), RDTSC (8), PAE (9) and SSE2 (10), which every x64 processor has (winnt.h,
-PF_*)."""
+_WRITTEN_EARLY = (
+    0x278,  # ProcessorFeatures[4..11]: SSE (6), RDTSC (8), PAE (9), SSE2 (10), of every x64 processor (winnt.h, PF_*)
+    0x2D0,  # SuiteMask, KdDebuggerEnabled, NXSupportPolicy
+    0x268,  # ProductTypeIsValid, NtMajorVersion
+)
+"""Offsets in KUSER_SHARED_DATA (documented in ntddk.h), eight bytes each."""
 _SLICE = 0.05
 _LONGEST_PAUSE_BETWEEN_TRIES = 2.0
 _MOST_EMPTY_HITS = 64
@@ -66,31 +70,30 @@ def wait_for_kernel(
 
 
 class _KernelWatch:
-    """The watchpoint, and the looks at what runs."""
+    """The watchpoints, and the looks at what runs."""
 
     def __init__(self, vm: VirtualMachine, store: FindsSymbols) -> None:
         self._vm = vm
         self._store = store
-        self._point: Breakpoint | None = None
+        self._points: list[Breakpoint] = []
         self._empty_hits = 0
         self._not_before = 0.0
         self._patience = _SLICE
         self._reason = ""
 
     def set(self) -> None:
-        """Set the watchpoint; without one (no debug register is free) slices have to do."""
+        """Set the watchpoints; without any (no debug register is free) slices have to do."""
         try:
-            self._point = self._vm.insert_breakpoint(_FEATURES, "write", 8)
+            for offset in _WRITTEN_EARLY:
+                self._points.append(self._vm.insert_breakpoint(KUSER_SHARED_DATA + offset, "write", 8))
         except CapabilityError as error:
             self._reason = str(error)
 
     def remove(self) -> None:
-        point, self._point = self._point, None
-        if point is not None:
-            try:
-                self._vm.remove_breakpoint(point)
-            except GuestGoneError:
-                return
+        """Take the watchpoints out; what a machine that has gone still had set is gone with it."""
+        with suppress(GuestGoneError):
+            while self._points:
+                self._vm.remove_breakpoint(self._points.pop())
 
     def hit(self, by_watchpoint: bool) -> None:
         """Count hits that found nothing: a guest that is no Windows may use that address for something else."""
