@@ -87,19 +87,26 @@ def virtualbox_notes() -> bytes:
     return note(b"VBCORE\0", 0xB00, core) + note(b"VBCPU\0", 0xB01, state + bytes(8192)) * 2
 
 
-def vmss(regions=((0, 0, 3), (16, 3, 20), (1 << 20, 23, 1)), magic=b"\xd2\xbe\xd2\xbe") -> bytes:
-    def tag(name: bytes, value: int, *indices: int) -> bytes:
-        return (
-            struct.pack("<BB", len(indices) << 6 | 4, len(name))
-            + name
-            + struct.pack(f"<{len(indices)}II", *indices, value)
-        )
+REGIONS = ((0, 0, 3), (16, 3, 20), (1 << 20, 23, 1))  # first page, its page in the memory, pages
 
-    tags = b"\x3f\x05Thumb" + struct.pack("<QQ2x", 9, 9) + b"123456789" + tag(b"regionsCount", len(regions))
+
+def tag(name: bytes, value: int, *indices: int, size: int = 4) -> bytes:
+    head = struct.pack("<BB", len(indices) << 6 | size, len(name)) + name
+    return head + struct.pack(f"<{len(indices)}I", *indices) + value.to_bytes(size, "little")
+
+
+def block(name: bytes, data: bytes, *indices: int, padding: int = 0, flag: int = 63) -> bytes:
+    head = struct.pack("<BB", len(indices) << 6 | flag, len(name)) + name + struct.pack(f"<{len(indices)}I", *indices)
+    return head + struct.pack("<QQH", len(data), len(data), padding) + bytes(padding) + data
+
+
+def vmss(regions=REGIONS, magic=b"\xd2\xbe\xd2\xbe", cpu=b"", more=b"") -> bytes:
+    tags = block(b"Thumb", b"123456789") + tag(b"regionsCount", len(regions))
     for number, (ppn, page, size) in enumerate(regions):
         tags += tag(b"regionPageNum", page, number) + tag(b"regionPPN", ppn, number) + tag(b"regionSize", size, number)
-    groups = struct.pack("<64sQQ64sQQ", b"cpu", 500, 0, b"memory", 12 + 160, len(tags) + 2)
-    return magic + struct.pack("<II", 0, 2) + groups + tags + b"\0\0"
+    cpu += b"\0\0"
+    groups = struct.pack("<64sQQ64sQQ", b"cpu", 172, len(cpu), b"memory", 172 + len(cpu), len(tags + more) + 2)
+    return magic + struct.pack("<II", 0, 2) + groups + cpu + tags + more + b"\0\0"
 
 
 def check(image, layout=LAYOUT):
@@ -142,8 +149,52 @@ def test_vmwares_state_says_where_its_memory_belongs(tmp_path, suffix, magic):
     image = open_image(tmp_path / "guest.vmem")
     assert image.format == "VMware"
     check(image)
+    check(open_image((tmp_path / "guest").with_suffix(suffix)))
+    (tmp_path / "guest.vmem").unlink()
     with pytest.raises(FormatError, match=r"\.vmem"):
         open_image((tmp_path / "guest").with_suffix(suffix))
+
+
+@pytest.mark.parametrize("padding", [0, 7, 0xFFF])
+def test_vmwares_state_may_hold_the_memory_itself(tmp_path, padding):
+    inside = block(b"Memory", b"".join(pages(*run) for run in LAYOUT), 0, 0, padding=padding)
+    (tmp_path / "guest.vmsn").write_bytes(vmss(more=inside))
+    image = open_image(tmp_path / "guest.vmsn")
+    assert image.format == "VMware"
+    check(image)
+    inside = block(b"Memory", pages(0, 20), 0, 0, padding=padding)
+    (tmp_path / "guest.vmsn").write_bytes(vmss((), more=inside))
+    assert open_image(tmp_path / "guest.vmsn").physical.read(0, 20 * PAGE) == pages(0, 20)
+    cut = vmss((), more=inside)[: -3 * PAGE]
+    (tmp_path / "guest.vmsn").write_bytes(cut)
+    image = open_image(tmp_path / "guest.vmsn")
+    assert image.physical.size < 20 * PAGE
+    assert any("cut off" in warning for warning in image.warnings)
+    (tmp_path / "guest.vmsn").write_bytes(vmss((), more=block(b"Memory", b"x" * 99, flag=62)))
+    with pytest.raises(FormatError, match="compressed"):
+        open_image(tmp_path / "guest.vmsn")
+
+
+def test_vmwares_state_carries_the_registers(tmp_path):
+    """vCPU 0 in tags of their own, vCPU 1 in blocks, as versions of VMware differ."""
+    names = ["rax", "rcx", "rdx", "rbx", "rbp", "rsp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16))]
+    expected = {name: 0xFFFFF80300000000 + number for number, name in enumerate([*names, "rip"])}
+    single = b"".join(tag(name.encode(), value, 0, size=8) for name, value in expected.items())
+    control = {0: 0x80050033, 2: 0x1000, 3: 0x1AD000, 4: 0x6F8}
+    single += b"".join(tag(b"CR64", value, 0, number, size=8) for number, value in control.items())
+    single += tag(b"IDTR", 0x12345000, 0, 1) + tag(b"IDTR", 0xFFFFF803, 0, 2) + tag(b"eflags", 0x246, 0)
+    blocks = block(b"gpregs", struct.pack("<16Q", *list(expected.values())[:16]), 1)
+    blocks += block(b"CR64", struct.pack("<9Q", *(control.get(number, 0) for number in range(9))), 1)
+    blocks += block(b"IDTR", struct.pack("<HQ", 0xFFF, 0xFFFFF80312345000), 1)
+    blocks += tag(b"rip", expected["rip"], 1, size=8) + tag(b"EFLAGS", 0x246, 1)
+    inside = block(b"Memory", b"".join(pages(*run) for run in LAYOUT), 0, 0)
+    cpu = tag(b"cpu:numVCPUs", 2) + single + blocks
+    (tmp_path / "guest.vmss").write_bytes(vmss(cpu=cpu, more=inside))
+    first, second = open_image(tmp_path / "guest.vmss").registers
+    expected |= {f"cr{number}": value for number, value in control.items()}
+    expected |= {"idt_base": 0xFFFFF80312345000, "eflags": 0x246}
+    assert first == expected
+    assert second == expected | {"idt_limit": 0xFFF}
 
 
 def test_vmware_without_regions_or_without_state_is_raw(tmp_path):
@@ -285,7 +336,11 @@ def test_what_is_damaged_gets_one_line(tmp_path, data, says):
     assert "\n" not in str(caught.value)
 
 
-SEEDS = [lime(LOW), avml(LOW), elf32(virtualbox_notes()), pagedump(), gzip.compress(lime(LOW)), vmss()]
+INSIDE = vmss(
+    cpu=tag(b"rip", 1, 0) + block(b"gpregs", bytes(128), 0) + tag(b"CR64", 1, 0, 3),
+    more=block(b"Memory", b"".join(pages(*run) for run in LOW), 0, 0),
+)
+SEEDS = [lime(LOW), avml(LOW), elf32(virtualbox_notes()), pagedump(), gzip.compress(lime(LOW)), INSIDE, vmss()]
 
 
 @settings(max_examples=200, deadline=None)

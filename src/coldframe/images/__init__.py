@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coldframe.errors import FormatError
 from coldframe.images import avml, crashdump, crashheader, elf, lime, migration, raw, unpacked, vmware
 from coldframe.images.image import ImageFile, PhysicalImage
 from coldframe.images.triage import TriageDump, is_triage, open_triage
@@ -52,6 +51,6 @@ def _open(file: ImageFile) -> PhysicalImage:
     if magic.startswith(migration.MAGIC) or bytes(file.data[:16]) == migration.LIBVIRT_MAGIC:
         return migration.open_migration(file)
     if magic[:4] in vmware.MAGICS:
-        raise FormatError(f"{file.path} is the state of a VMware machine: open the .vmem file beside it, its memory")
+        return vmware.open_state(file)
     state = vmware.state_beside(file)
     return raw.open_raw(file) if state is None else vmware.open_vmem(file, state)
