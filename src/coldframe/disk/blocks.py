@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coldframe.errors import FormatError, UsageError
 
 PAGE = 4096
-GAP = 16 << 10
+GAP = 48 << 10
 """Bytes: pages on the disk with no more than this between them are read in one run; a request costs more than that."""
 LONGEST_RUN = 1 << 20
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from coldframe.disk.blocks import Blocks, FileBlocks
 from coldframe.disk.dissected import load, reading
@@ -127,11 +127,25 @@ def _qcow2(path: Path, snapshot: str, opened: list[BinaryIO], left: int) -> Bina
         needs_data = bool(header.version >= 3 and header.incompatible_features & 4)
         disk = qcow2.QCow2(path if needs_data else file, backing_file=backing)
         if not snapshot:
-            return cast(BinaryIO, disk.open())
+            return _checked(disk.open(), what)
         found = [each for each in disk.snapshots if snapshot in (each.name, each.id)]
         if not found:
             raise NotFoundError(f"snapshot in {path}", snapshot, [each.name for each in disk.snapshots])
-        return cast(BinaryIO, found[0].open())
+        return _checked(found[0].open(), what)
+
+
+def _checked(stream: Any, what: str) -> BinaryIO:
+    """A qcow2's stream that does not read for ever where a damaged table gives it runs of no length."""
+    inner = stream._yield_runs
+
+    def runs(offset: int, length: int) -> Iterator[tuple[Any, int, int, int]]:
+        for run in inner(offset, length):
+            if run[3] <= 0:
+                raise FormatError(f"{what}: its table has a run of {run[3]} bytes for {run[1]:#x}")
+            yield run
+
+    stream._yield_runs = runs
+    return cast(BinaryIO, stream)
 
 
 class _Backing(io.RawIOBase):

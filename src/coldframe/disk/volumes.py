@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from coldframe.disk.blocks import Blocks, BlockStream, Part
 from coldframe.disk.dissected import load, reading
-from coldframe.errors import ColdframeError, FormatError
+from coldframe.errors import FormatError
 
 SECTOR_SIZES = (512, 4096)
 _MOST_PARTITIONS = 1024  # Windows makes room for 128
@@ -55,16 +55,18 @@ def volumes(disk: Blocks) -> list[Volume]:
     bare = _holds(disk, 0)
     if bare:
         return [Volume(disk, 0, 0, disk.size, "", bare)]
-    troubles = []
+    troubles, tables = [], []
     for sector in SECTOR_SIZES:
         try:
             found = _partitions(disk, sector)
-        except ColdframeError as error:
-            if not isinstance(error, FormatError):
-                raise
+        except FormatError as error:
             troubles.append(str(error))
             continue
-        return sorted(found, key=lambda volume: volume.offset)
+        tables.append(sorted(found, key=lambda volume: volume.offset))
+        if any(volume.holds for volume in found):  # an MBR does not say how large the sectors are that it counts
+            return tables[-1]
+    if tables:
+        return tables[0]
     raise FormatError(f"{disk.name}: no partition table and no volume ({troubles[0]})")
 
 
