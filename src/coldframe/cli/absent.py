@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from coldframe import target as targets
-from coldframe.errors import UsageError
+from coldframe.errors import CapabilityError, UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
@@ -32,6 +33,7 @@ class AbsentPagesFrom:
 
 
 _SAID: ContextVar[AbsentPagesFrom] = ContextVar("absent pages")
+_HELD: ContextVar[Guest | None] = ContextVar("the guest that a shell holds open", default=None)
 
 Disk = Annotated[
     list[str],
@@ -61,8 +63,11 @@ def said() -> AbsentPagesFrom:
     return _SAID.get(AbsentPagesFrom())
 
 
-def open_target(target: str, *, symbols: list[Path]) -> Guest:
+def open_target(target: str, *, symbols: list[Path]) -> AbstractContextManager[Guest]:
     """As `coldframe.target.open_target`, with the disks and paging files that the call named."""
+    held = _HELD.get()
+    if held is not None:
+        return nullcontext(held)
     from_where = said()
     return targets.open_target(
         target,
@@ -73,8 +78,15 @@ def open_target(target: str, *, symbols: list[Path]) -> Guest:
     )
 
 
-def attach(target: str, *, symbols: list[Path]) -> LiveGuest:
+def attach(target: str, *, symbols: list[Path]) -> AbstractContextManager[LiveGuest]:
     """As `coldframe.target.attach`, likewise."""
+    held = _HELD.get()
+    if held is not None:
+        from coldframe.debug import LiveGuest  # noqa: PLC0415 - only a guest that is held open needs it here
+
+        if not isinstance(held, LiveGuest):
+            raise CapabilityError(f"this needs a running guest, and {target} is a memory image")
+        return nullcontext(held)
     from_where = said()
     return targets.attach(
         target,
@@ -83,6 +95,16 @@ def attach(target: str, *, symbols: list[Path]) -> LiveGuest:
         pagefiles=from_where.pagefiles,
         no_disk=from_where.no_disk,
     )
+
+
+@contextmanager
+def holding_open(guest: Guest) -> Iterator[None]:
+    """In this block every verb works on `guest`, whatever target it is given, and leaves it open."""
+    token = _HELD.set(guest)
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
 
 
 def add_options(app: typer.Typer) -> None:

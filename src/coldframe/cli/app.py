@@ -15,6 +15,7 @@ from coldframe.cli import (
     pages,
     practice,
     search,
+    shell,
     stack,
     trace,
     types,
@@ -29,6 +30,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-for room in (lists, handles, pages, census, search, figure, dump, trace, stack, boot, types, practice):
+for room in (lists, handles, pages, census, search, figure, dump, trace, stack, boot, types, shell, practice):
     room.register(app)
 absent.add_options(app)

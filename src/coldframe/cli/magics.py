@@ -1,0 +1,334 @@
+"""The shell's magics: every verb of the command line, and kd's short words for a guest that is stopped and let go.
+
+A verb runs here as it does on the command line, with the words of the line, on the guest that is open. The words of kd:
+https://learn.microsoft.com/windows-hardware/drivers/debugger/commands
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shlex
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.terminal.embed import InteractiveShellEmbed
+from traitlets.config import Config
+
+from coldframe.cli.main import run
+from coldframe.cli.render import err, hex_dump, out, printable
+from coldframe.cli.trace import print_event
+from coldframe.debug import Breakpoint, Hit, LiveGuest
+from coldframe.errors import CapabilityError, ColdframeError, NotFoundError, UsageError
+from coldframe.trace import event
+from coldframe.windows import Guest, Process
+
+VERBS = {
+    "info": False, "ps": False, "threads": True, "modules": True, "drivers": False, "vads": True, "handles": True,
+    "objects": False, "sections": True, "pte": True, "read": True, "dt": True, "census": True, "search": True,
+    "figure": True, "dump": True, "stack": False, "trace": False,
+}  # fmt: skip
+"""The verbs that are magics; whether a chosen process is meant where the line names none (`--pid`)."""
+
+_MOST_LISTED = 200
+_MOST_BYTES = 1 << 20
+_LONGEST = 15
+
+
+def make_shell(guest: Guest, target: str) -> InteractiveShellEmbed:
+    """A shell with `guest` bound; not running yet."""
+    config = Config()
+    config.Completer.use_jedi = False
+    config.Completer.evaluation = "unsafe"  # so that fields of structures complete: reading them changes nothing
+    shell = InteractiveShellEmbed.instance(config=config, user_ns={"guest": guest, "process": None, "hit": None})
+    magics = GuestMagics(shell, guest, target)
+    shell.register_magics(magics)
+    for verb in VERBS:
+        shell.register_magic_function(magics.verb(verb), magic_name=verb)
+    shell.set_custom_exc((ColdframeError,), _one_line)
+    for name in ("bp", "x", "u", "ln", "pte", "read", "dt", "db", "dq", "trace"):
+        shell.set_hook("complete_command", magics.complete, str_key=f"%{name}")
+        shell.set_hook("complete_command", magics.complete, str_key=name)
+    return shell
+
+
+def _one_line(
+    shell: Any, _kind: type[BaseException], error: BaseException, _trace: TracebackType, tb_offset: int | None = None
+) -> None:
+    err.print(f"[red]{printable(' '.join(str(error).split()))}[/red]")
+
+
+@magics_class
+class GuestMagics(Magics):
+    """The magics of one shell."""
+
+    def __init__(self, shell: InteractiveShellEmbed, guest: Guest, target: str) -> None:
+        super().__init__(shell)
+        self.guest = guest
+        self.target = target
+        self.points: dict[int, Breakpoint] = {}
+        self._number = 0
+        self._symbols: dict[str, list[str]] = {}
+
+    @property
+    def process(self) -> Process | None:
+        """The process that was chosen."""
+        chosen = self.shell.user_ns.get("process")
+        return chosen if isinstance(chosen, Process) else None
+
+    def verb(self, name: str) -> Callable[[str], None]:
+        """The verb `name` as a magic."""
+
+        def magic(line: str) -> None:
+            words = shlex.split(line)
+            own = {"--pid", "-p", "-h", "--help"} & set(words)
+            if VERBS[name] and self.process is not None and not own:
+                words += ["--pid", str(self.process.pid)]
+            run([name, self.target, *words])
+
+        magic.__doc__ = f"The verb {name}, on the open guest: %{name} --help tells its words."
+        return magic
+
+    # Where one is
+
+    @line_magic("process")
+    def choose(self, line: str) -> Process | None:
+        """Choose a process for what follows: %process PID, %process NAME; %process - for none."""
+        words = line.strip()
+        if words == "-":
+            self.shell.user_ns["process"] = None
+        elif words:
+            self.shell.user_ns["process"] = self.guest.process(int(words) if words.isdecimal() else words)
+        return self.process
+
+    @line_magic
+    def k(self, line: str) -> None:
+        """The call stack: of the thread that hit a breakpoint, else %k TID."""
+        words = line.strip()
+        hit = self.shell.user_ns.get("hit")
+        if words:
+            run(["stack", self.target, "--tid", words])
+        elif isinstance(hit, Hit) and not hit.late:
+            for frame in hit.callstack():
+                out.print(f"{frame.stack_pointer:016x}  {printable(str(frame))}")
+        else:
+            run(["stack", self.target, "--vcpu", "0"])
+
+    @line_magic
+    def lm(self, line: str) -> None:
+        """Modules of the chosen process, drivers where none is chosen."""
+        run(
+            ["drivers", self.target]
+            if self.process is None
+            else ["modules", self.target, "--pid", str(self.process.pid)]
+        )
+
+    # Symbols and code
+
+    @line_magic
+    def x(self, line: str) -> None:
+        """Symbols that match a pattern: %x nt!NtCreate*."""
+        module_name, _, pattern = line.strip().rpartition("!")
+        module = self._module(module_name or "nt")
+        matching = (item for item in module.symbols.symbols.items() if fnmatch.fnmatchcase(item[0], pattern or "*"))
+        for count, (name, rva) in enumerate(matching):
+            if count == _MOST_LISTED:
+                out.print(f"... and more: only {_MOST_LISTED} are shown")
+                return
+            out.print(f"{module.base + rva:#x}  {module.stem}!{printable(name)}")
+
+    @line_magic
+    def ln(self, line: str) -> str:
+        """The symbol at or below an address."""
+        return self.guest.symbolize(self._address(line), self.process)
+
+    @line_magic
+    def u(self, line: str) -> None:
+        """Disassemble: %u ADDRESS [INSTRUCTIONS]."""
+        import iced_x86  # noqa: PLC0415 - only here
+
+        words = line.split() or ["."]
+        address, count = self._address(words[0]), int(words[1], 0) if len(words) > 1 else 8
+        data, _ = self._memory.read_padded(address, min(count, _MOST_LISTED) * _LONGEST)
+        formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.MASM)
+        decoder = iced_x86.Decoder(8 * self.guest.types.pointer_size, data, ip=address)
+        out.print(f"{printable(self.guest.symbolize(address, self.process))}:")
+        for _, instruction in zip(range(count), decoder, strict=False):
+            start = instruction.ip - address
+            code = data[start : start + instruction.len].hex()
+            out.print(f"{instruction.ip:016x}  {code:<20}  {formatter.format(instruction)}", markup=False)
+
+    @line_magic
+    def db(self, line: str) -> None:
+        """Bytes: %db ADDRESS [SIZE]."""
+        address, size = self._span(line, 128)
+        data, holes = self._memory.read_padded(address, size)
+        for text in hex_dump(data, address, holes):
+            out.print(text, markup=False)
+
+    @line_magic
+    def dq(self, line: str) -> None:
+        """Eight bytes at a time, with the symbols they point at: %dq ADDRESS [SIZE]."""
+        address, size = self._span(line, 64)
+        for at in range(address, address + size, 8):
+            value = int.from_bytes(self._memory.read(at, 8), "little")
+            known = self.guest.symbolize(value, self.process) if value >> 16 else ""
+            out.print(f"{at:016x}  {value:016x}  {known if '!' in known else ''}", markup=False)
+
+    # A running guest
+
+    @line_magic
+    def bp(self, line: str) -> None:
+        """Set a breakpoint: %bp nt!NtWriteFile [--if EXPRESSION] [--once]; of the chosen process if there is one."""
+        words = shlex.split(line)
+        once = "--once" in words
+        words = [word for word in words if word != "--once"]
+        condition = words.pop(words.index("--if") + 1) if "--if" in words[:-1] else None
+        places = [word for word in words if word != "--if"]
+        if len(places) != 1:
+            raise UsageError(f"expected %bp WHERE [--if EXPRESSION] [--once], found {line!r}")
+        point = self._live.break_on(places[0], self.process, condition=condition, once=once)
+        point.insert()
+        self.points[self._number] = point
+        out.print(f"{self._number}: {printable(point.name)} at {point.address:#x}")
+        self._number += 1
+
+    @line_magic
+    def bl(self, line: str) -> None:
+        """The breakpoints that were set, and how often each was hit."""
+        for number, point in self.points.items():
+            out.print(f"{number}: {printable(point.name)} at {point.address:#x}, {point.hits} hits")
+
+    @line_magic
+    def bc(self, line: str) -> None:
+        """Remove a breakpoint: %bc NUMBER, or %bc * for all."""
+        numbers = list(self.points) if line.strip() == "*" else [int(word) for word in line.split()]
+        for number in numbers:
+            point = self.points.pop(number, None)
+            if point is None:
+                raise NotFoundError("breakpoint", str(number), hint="%bl lists them")
+            point.remove()
+
+    @line_magic
+    def g(self, line: str) -> Hit | None:
+        """Let the guest run to the next breakpoint, or for so many seconds: %g [SECONDS]; `hit` is what happened."""
+        live = self._live
+        seconds = float(line) if line.strip() else None
+        if not self.points:
+            if seconds is None:
+                raise UsageError("no breakpoint is set: %bp sets one, or say for how many seconds")
+            with live.break_on("nt!KeBugCheckEx") as never:
+                hit = never.wait(seconds)
+        else:
+            hit = live.next_hit(tuple(self.points.values()), seconds)
+        self.shell.user_ns["hit"] = hit
+        if hit is None:
+            out.print("no hit")
+        else:
+            print_event(event(hit))
+        return None
+
+    @line_magic
+    def t(self, line: str) -> None:
+        """One instruction of a vCPU, the others frozen: %t [VCPU]."""
+        vcpu = int(line) if line.strip() else self._vcpu
+        self._live.step(vcpu)
+        self.u(f"{self._live.registers(vcpu)['rip']:#x} 1")
+
+    @line_magic
+    def r(self, line: str) -> None:
+        """Registers: %r [VCPU], %r rax rip; %r rax=1 sets one."""
+        words = line.split()
+        vcpu = int(words.pop(0)) if words and words[0].isdecimal() else self._vcpu
+        for word in [word for word in words if "=" in word]:
+            name, _, value = word.partition("=")
+            self._live.vm.write_registers(vcpu, {name: self._address(value)})
+        registers = self.guest.registers(vcpu)
+        shown = [word.partition("=")[0] for word in words] or [name for name in registers if len(name) < 4]
+        for name in shown:
+            if name not in registers:
+                raise NotFoundError("register", name, registers)
+            out.print(f"{name:>6} {registers[name]:#018x}", markup=False)
+
+    @line_magic
+    def coldframe(self, line: str) -> None:
+        """What there is."""
+        out.print("verbs: " + " ".join(f"%{verb}" for verb in VERBS), markup=False)
+        for name in ("process", "k", "lm", "x", "ln", "u", "db", "dq", "bp", "bl", "bc", "g", "t", "r"):
+            help_text = self.shell.find_line_magic(name).__doc__ or ""
+            out.print(f"%{name:<8} {help_text.splitlines()[0]}", markup=False)
+
+    # Completion
+
+    def complete(self, _shell: Any, asked: Any) -> list[str]:
+        """Symbols, modules and types for the word at the cursor."""
+        word = asked.line.rpartition(" ")[2]
+        module_name, bang, start = word.rpartition("!")
+        before = "" if "!" not in asked.symbol else f"{module_name}{bang}"  # IPython may break words at the `!`
+        try:
+            if asked.command.lstrip("%") == "dt":
+                return [before + name for name in self.guest.types.names() if name.startswith(start)]
+            names = self._symbols.get(module_name)
+            if names is None:
+                symbols = self._module(module_name or "nt").symbols.symbols
+                names = self._symbols[module_name] = [name for name, _ in symbols.items()]
+        except ColdframeError:
+            return []
+        return [before + name for name in names if name.startswith(start)][:_MOST_LISTED]
+
+    # What the magics share
+
+    @property
+    def _live(self) -> LiveGuest:
+        if not isinstance(self.guest, LiveGuest):
+            raise CapabilityError(f"this needs a running guest, and {self.target} is a memory image")
+        return self.guest
+
+    @property
+    def _vcpu(self) -> int:
+        """The vCPU that hit a breakpoint and stands there yet, else the first."""
+        hit = self.shell.user_ns.get("hit")
+        return hit.vcpu if isinstance(hit, Hit) and not hit.late else 0
+
+    @property
+    def _memory(self) -> Any:
+        return self.guest.memory if self.process is None else self.process.memory
+
+    def _module(self, name: str) -> Any:
+        if self.process is not None and name != "nt":
+            try:
+                return self.process.module(name)
+            except NotFoundError:
+                return self.guest.module(name)
+        return self.guest.module(name)
+
+    def _address(self, text: str) -> int:
+        """A number, a register of the hit (`@rcx`), a symbol, or a Python expression of the shell's names."""
+        text = text.strip()
+        hit = self.shell.user_ns.get("hit")
+        if text == "." or text.startswith("@"):
+            registers: Mapping[str, int] = hit.registers if isinstance(hit, Hit) else self.guest.registers(self._vcpu)
+            return registers["rip" if text == "." else text[1:]]
+        try:
+            return int(text.replace("`", ""), 16 if "`" in text else 0)
+        except ValueError:
+            pass
+        if "!" in text or self.guest.variable(text.partition("+")[0]) is not None:
+            name, _, offset = text.partition("+")
+            module, _, _ = name.rpartition("!")
+            inside = self.process if module and module != "nt" else None
+            return self.guest.symbol(name, inside) + (int(offset, 0) if offset else 0)
+        value = self.shell.ev(text)
+        if not isinstance(value, int):
+            raise UsageError(f"expected an address, found {value!r}")
+        return value
+
+    def _span(self, line: str, otherwise: int) -> tuple[int, int]:
+        words = line.split()
+        if not words:
+            raise UsageError("expected ADDRESS [SIZE]")
+        size = int(words[1], 0) if len(words) > 1 else otherwise
+        if not 0 < size <= _MOST_BYTES:
+            raise UsageError(f"expected a size from 1 to {_MOST_BYTES:#x} bytes, found {size}")
+        return self._address(words[0]), size

@@ -1,0 +1,117 @@
+"""The shell: every verb on the open guest, kd's words, and errors of one line that do not end it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+
+pytest.importorskip("IPython", reason="needs IPython, the extra shell")
+
+from IPython import get_ipython
+from IPython.core.completer import provisionalcompleter
+
+from coldframe.cli.absent import holding_open
+from coldframe.cli.magics import VERBS, make_shell
+from coldframe.cli.main import run
+from coldframe.debug import LiveGuest
+from coldframe.minint import Minint, start
+from coldframe.target import attach
+
+pytestmark = pytest.mark.minint
+
+Says = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Minint]:
+    with start(options="PACE=5") as running:
+        yield running
+
+
+@pytest.fixture
+def guest(machine: Minint) -> Iterator[LiveGuest]:
+    with attach(machine.qmp, symbols=[machine.symbols_folder]) as live, holding_open(live):
+        yield live
+
+
+@pytest.fixture
+def says(machine: Minint, guest: LiveGuest, capsys: pytest.CaptureFixture[str]) -> Iterator[Says]:
+    """`says(line)`: what the shell prints for a line, on either stream."""
+    shell = make_shell(guest, str(machine.qmp))
+
+    def said(line: str) -> str:
+        capsys.readouterr()
+        shell.run_cell(line, store_history=False)
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    yield said
+    type(shell).clear_instance()
+
+
+def test_every_verb_is_a_magic_on_the_open_guest(says: Says, guest: LiveGuest) -> None:
+    assert '"notepad.exe"' in says("%ps --json")
+    for verb in VERBS:
+        assert f"coldframe {verb}" in says(f"%{verb} --help")
+    assert "valid" in says("%pte nt!NtWriteFile")
+    assert "notepad.exe" in says("%process notepad.exe")
+    pid = guest.process("notepad.exe").pid
+    assert f'"pid": {pid}' in says("%vads --json")
+    assert f'"pid": {pid}' in says("%pte 0x7ffe0000 --json")
+    assert f"{pid:#x}" in says("%dt _EPROCESS {process.eprocess.address} UniqueProcessId")
+    assert "nt!NtWriteFile" in says("%ln nt!NtWriteFile")
+
+
+def test_kds_words_stop_the_guest_and_look(says: Says, guest: LiveGuest) -> None:
+    says("%process notepad.exe")
+    assert "0: nt!NtWriteFile" in says('%bp NtWriteFile --if "Length > 0"')
+    hit = says("%g 20")
+    assert "nt!NtWriteFile" in hit and "notepad!NpFlushBuffer" in hit
+    assert says("%k").splitlines()[0].endswith("nt!NtWriteFile+0x0")
+    assert "nt!NtWriteFile:" in says("%u . 2")
+    assert re.search(r"0: nt!NtWriteFile at 0x[0-9a-f]+, \d+ hits", says("%bl"))
+    rip = guest.symbol("nt!NtWriteFile")
+    assert f"{rip:#018x}" in says("%r rip")
+    assert "hit.args" not in says("hit.args[6] > 0")
+    assert "fffff" in says("%dq @rsp 16")
+    says("%bc *")
+    assert not guest.active
+    assert says("%bl") == ""
+    assert "nt!NtWriteFile" in says("%t") or "+0x" in says("%ln .")
+
+
+def test_an_error_is_one_line_and_the_shell_goes_on(says: Says) -> None:
+    for line, words in {
+        "%bp nt!NtWritFile": "did you mean",
+        "%bc 7": "no breakpoint",
+        "%g": "%bp sets one",
+        "%db 0x10": None,
+        "guest.process('notpad.exe')": "did you mean notepad.exe",
+        "%ln nothing!there": "no",
+    }.items():
+        said = says(line)
+        assert "Traceback" not in said
+        assert words is None or words in said
+
+
+def test_names_complete(says: Says, machine: Minint, guest: LiveGuest) -> None:
+    def completed(line: str) -> list[str]:
+        with provisionalcompleter():
+            offered = list(get_ipython().Completer.completions(line, len(line)))
+        return [line[: one.start] + one.text for one in offered]
+
+    assert "%bp nt!NtWriteFile" in completed("%bp nt!NtWri")
+    assert "%dt _EPROCESS" in completed("%dt _EPRO")
+    says("%process notepad.exe")
+    assert "%bp notepad!NpFlushBuffer" in completed("%bp notepad!NpFlu")
+    assert "process.eprocess.UniqueProcessId" in completed("process.eprocess.UniqueProc")
+
+
+def test_lines_given_on_the_command_line_are_run(machine: Minint, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["shell", str(machine.qmp), "-s", str(machine.symbols_folder)]
+    assert run([*words, "-c", "%process notepad.exe", "-c", "print(process.name, len(process.threads) > 1)"]) == 0
+    assert "notepad.exe True" in capsys.readouterr().out
+    assert run([*words, "-c", "guest.process('nobody.exe')"]) == 1
+    assert "no process 'nobody.exe'" in capsys.readouterr().err
