@@ -15,8 +15,8 @@ from outside.dump import Frozen
 def frozen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frozen]:
     """A minint that was frozen, asked for its truth and dumped."""
     folder = tmp_path_factory.mktemp(f"dump-{request.param}")
-    image = folder / "minint.elf"
+    image, disk = folder / "minint.elf", folder / "minint.qcow2"
     with start(layout=request.param, vcpus=2) as machine:
-        truth = machine.write_dump(image)
+        truth = machine.write_dump(image, disk=disk)
         with coldframe.open(image, symbols=[machine.symbols_folder]) as guest:
-            yield Frozen(image, truth, machine.symbols_folder, guest)
+            yield Frozen(image, disk, truth, machine.symbols_folder, guest)

@@ -11,9 +11,10 @@ from coldframe.windows import Guest
 
 @dataclass(frozen=True)
 class Frozen:
-    """A dump of a minint that stood still, the guest's own account of it, its PDBs, and coldframe's view."""
+    """A dump of a minint that stood still, its disk, its own account of itself, its PDBs, and coldframe's view."""
 
     image: Path
+    disk: Path
     truth: Truth
     symbols: Path
     guest: Guest
