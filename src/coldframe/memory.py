@@ -11,7 +11,7 @@ import itertools
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -65,7 +65,9 @@ class PhysicalMemory:
     Reads of holes raise `UnreadableMemoryError` with the hole's size. Thread-safe for reading; keeps no byte.
     """
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    def __init__(self, runs: Iterable[Run], why_absent: Callable[[int], str] | None = None) -> None:
+        """`why_absent` tells of an address in a hole why its memory is not here; "" where there is none at all."""
+        self._why_absent = why_absent
         ordered = sorted((run for run in runs if run.size), key=lambda run: run.start)
         for before, after in itertools.pairwise(ordered):
             if after.start < before.end:
@@ -115,12 +117,18 @@ class PhysicalMemory:
             run = self.run_at(address)
             if run is None:
                 raise UnreadableMemoryError(
-                    address, min(size, self._hole_size(address, size)), "no physical memory there"
+                    address,
+                    min(size, self._hole_size(address, size)),
+                    self.why_absent(address) or "no physical memory there",
                 )
             length = min(size, run.end - address)
             yield run, run.offset + address - run.start, length
             address += length
             size -= length
+
+    def why_absent(self, address: int) -> str:
+        """Why memory that the guest has at `address` is not here (a dump left it out); "" where that is not known."""
+        return "" if self._why_absent is None else self._why_absent(address)
 
     def _hole_size(self, address: int, size: int) -> int:
         index = bisect_right(self._starts, address)

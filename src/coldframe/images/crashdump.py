@@ -8,7 +8,7 @@ whose bit is set. No public PDB has `DUMP_HEADER64`, so its offsets are numbers 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,17 @@ from coldframe.memory import PAGE_SIZE, PhysicalMemory
 MAGIC32 = b"PAGEDUMP"
 _BY_BITMAP = {2: "kernel", 5: "bitmap", 6: "live kernel"}
 _OTHERS = {4: "triage (mini) dump", 8: "kernel dump", 9: "kernel and user dump", 10: "complete dump"}
-# The bitmap's header follows the dump's
-_FIRST_PAGE, _PAGES, _BITMAP = 0x20, 0x30, 0x38
+_LEFT_OUT = {
+    2: "this kernel dump does not carry it: Windows leaves the pages of user mode out; take a complete dump",
+    5: "this dump does not carry it: its bitmap leaves the page out",
+    6: "this live dump does not carry it: its bitmap leaves the page out",
+}
+# The bitmap's header follows the dump's. Since Windows 8: where the pages begin, how many there are, bits in the
+# bitmap, and the bitmap; 64 bits each. Before it (SUMMARY_DUMP32 and 64 of ntiodump.h), 32 bits each: where the pages
+# begin, bits, how many pages, bits again; then the bitmap, in 64-bit dumps behind more padding
+_FIRST_PAGE, _PRESENT, _PAGES, _BITMAP = 0x20, 0x28, 0x30, 0x38
+_OLD = struct.Struct("<4I")
+_OLD_AT, _OLD_BITMAP64, _OLD_BITMAP32 = 0x0C, 0x28, 0x20
 _MOST_PAGES = 1 << 34
 _MOST_RUNS = 1 << 21
 # DUMP_HEADER32 (Volatility's crash.json, QEMU's WinDumpHeader32) and CONTEXT of winnt.h (x86), from SegGs on
@@ -45,10 +54,13 @@ def open_crash_dump(file: ImageFile) -> PhysicalImage:
         raise FormatError(f"{file.path} is a crash dump of machine {machine:#x}; only x64 (0x8664) is read")
     kind = int.from_bytes(header[crashheader.DUMP_TYPE : crashheader.DUMP_TYPE + 4], "little")
     warnings: list[str] = []
+    why: Callable[[int], str] | None = None
     if kind == crashheader.FULL:
         name, wanted = "crash dump (complete)", list(_runs(file, header))
     elif kind in _BY_BITMAP:
-        name, wanted = f"crash dump ({_BY_BITMAP[kind]})", _bitmap_runs(file, crashheader.SIZE)
+        name = f"crash dump ({_BY_BITMAP[kind]})"
+        wanted, pages = _bitmap_runs(file, crashheader.SIZE, _OLD_BITMAP64, warnings)
+        why = _left_out(kind, pages, _described(header, crashheader.RUN_COUNT, "<QQ"))
     else:
         found = _OTHERS.get(kind, "unknown")
         raise FormatError(
@@ -57,7 +69,7 @@ def open_crash_dump(file: ImageFile) -> PhysicalImage:
     runs = whole_runs(file, wanted, warnings)
     if not runs:
         raise FormatError(f"{file.path} is a crash dump without pages")
-    return PhysicalImage(PhysicalMemory(runs), name, [crashheader.registers(header)], warnings, header)
+    return PhysicalImage(PhysicalMemory(runs, why), name, [crashheader.registers(header)], warnings, header)
 
 
 def _open_32(file: ImageFile) -> PhysicalImage:
@@ -73,15 +85,18 @@ def _open_32(file: ImageFile) -> PhysicalImage:
         )
     kind, count = word(_DUMP_TYPE32), word(_RUN_COUNT32)
     warnings: list[str] = []
+    why: Callable[[int], str] | None = None
     if kind == crashheader.FULL:
         if not 0 < count <= _MOST_RUNS32:
             raise FormatError(f"{file.path}: the crash dump's header tells of {count} memory runs")
         name, wanted, offset = "32-bit crash dump (complete)", [], PAGE_SIZE
-        for page, pages in struct.iter_unpack("<II", header[_RUNS32 : _RUNS32 + 8 * count]):
-            wanted.append((page * PAGE_SIZE, pages * PAGE_SIZE, offset))
-            offset += pages * PAGE_SIZE
+        for page, size in struct.iter_unpack("<II", header[_RUNS32 : _RUNS32 + 8 * count]):
+            wanted.append((page * PAGE_SIZE, size * PAGE_SIZE, offset))
+            offset += size * PAGE_SIZE
     elif kind in _BY_BITMAP:
-        name, wanted = f"32-bit crash dump ({_BY_BITMAP[kind]})", _bitmap_runs(file, PAGE_SIZE)
+        name = f"32-bit crash dump ({_BY_BITMAP[kind]})"
+        wanted, pages = _bitmap_runs(file, PAGE_SIZE, _OLD_BITMAP32, warnings)
+        why = _left_out(kind, pages, _described(header, _RUN_COUNT32, "<II"))
     else:
         raise FormatError(
             f"{file.path} is a 32-bit crash dump of type {kind} ({_OTHERS.get(kind, 'unknown')}); "
@@ -90,7 +105,7 @@ def _open_32(file: ImageFile) -> PhysicalImage:
     runs = whole_runs(file, wanted, warnings)
     if not runs:
         raise FormatError(f"{file.path} is a crash dump without pages")
-    return PhysicalImage(PhysicalMemory(runs), name, [registers32(header)], warnings)
+    return PhysicalImage(PhysicalMemory(runs, why), name, [registers32(header)], warnings)
 
 
 def registers32(header: bytes) -> Mapping[str, int]:
@@ -117,24 +132,59 @@ def _runs(file: ImageFile, header: bytes) -> Iterator[tuple[int, int, int]]:
         offset += pages * PAGE_SIZE
 
 
-def _bitmap_runs(file: ImageFile, at: int) -> list[tuple[int, int, int]]:
+def _bitmap_runs(
+    file: ImageFile, at: int, old_bitmap: int, warnings: list[str]
+) -> tuple[list[tuple[int, int, int]], int]:
+    """The runs by the bitmap whose header is at `at`, and how many pages the bitmap is for."""
     signature = bytes(file.at(at, 8, "the bitmap's header"))
     if signature not in (b"SDMPDUMP", b"FDMPDUMP"):
         raise FormatError(f"{file.path}: the bitmap's header begins with {signature!r}, not with SDMPDUMP or FDMPDUMP")
-    first = file.u64(at + _FIRST_PAGE, "the first page's offset")
-    pages = file.u64(at + _PAGES, "the number of pages")
+    first, pages, present, again = _OLD.unpack(file.at(at + _OLD_AT, _OLD.size, "the bitmap's header"))
+    place = at + old_bitmap
+    if not (pages and pages == again and present <= pages and first >= place + (pages + 7) // 8):
+        first = file.u64(at + _FIRST_PAGE, "the first page's offset")
+        present = file.u64(at + _PRESENT, "the number of pages")
+        pages = file.u64(at + _PAGES, "the bitmap's size")
+        place = at + _BITMAP
     if pages > _MOST_PAGES:
         raise FormatError(f"{file.path}: the bitmap has {pages:#x} pages")
-    bitmap = file.at(at + _BITMAP, (pages + 7) // 8, "the bitmap")
+    bitmap = file.at(place, (pages + 7) // 8, "the bitmap")
     starts, ends = _set_bits(bitmap, pages)
     if len(starts) > _MOST_RUNS:
         raise FormatError(f"{file.path}: the bitmap has {len(starts)} runs of pages; {_MOST_RUNS} are the most")
     sizes = ends - starts
+    if int(sizes.sum()) != present:
+        warnings.append(f"{file.path}: the bitmap names {int(sizes.sum())} pages, its header says {present}")
     offsets = first + (np.cumsum(sizes) - sizes) * PAGE_SIZE
-    return [
+    runs = [
         (int(start) * PAGE_SIZE, int(size) * PAGE_SIZE, int(offset))
         for start, size, offset in zip(starts, sizes, offsets, strict=True)
     ]
+    return runs, pages
+
+
+def _left_out(kind: int, pages: int, described: Sequence[tuple[int, int]]) -> Callable[[int], str]:
+    """Says of an address whether a dump by bitmap of `pages` pages left it out.
+
+    `described` are the runs of pages (first, how many) that the dump's header says the machine has, perhaps none.
+    """
+
+    def why(address: int) -> str:
+        page = address // PAGE_SIZE
+        has = page < pages and (not described or any(first <= page < first + count for first, count in described))
+        return (_LEFT_OUT[kind] + ("" if described else ", or the machine has no memory there")) if has else ""
+
+    return why
+
+
+def _described(header: bytes, at: int, form: str) -> list[tuple[int, int]]:
+    """PHYSICAL_MEMORY_DESCRIPTOR's runs (first page, pages); none where the dump does not fill it in."""
+    size = struct.calcsize(form)
+    count = int.from_bytes(header[at : at + 4], "little")
+    if not 0 < count <= crashheader.MOST_RUNS:
+        return []
+    start = at + size  # behind NumberOfRuns and NumberOfPages
+    return [(first, pages) for first, pages in struct.iter_unpack(form, header[start : start + size * count]) if pages]
 
 
 def _set_bits(bitmap: memoryview, pages: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

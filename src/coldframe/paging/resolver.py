@@ -168,6 +168,18 @@ class Resolver(Asks):
         run = self.physical.run_at(table)
         return table if run is not None and table + PAGE_SIZE <= run.end else ABSENT
 
+    def plain_frames(self, dtb: int, address: int, count: int) -> list[int]:
+        """The guest-physical addresses of up to `count` pages from the page at `address` on, as many as share a table
+        of PTEs; none where one of their entries, or a table on the way, is not plainly valid."""
+        table, width = self.plain_table(dtb, address), self._width
+        start, end, words = self.physical.words64 if width == 3 else self.physical.words32
+        if not start <= table <= end - PAGE_SIZE:
+            return []
+        first = (address >> self._pte_shift & self._pte_index) >> width
+        entries = words[((table - start) >> width) + first :][: min(count, (PAGE_SIZE >> width) - first)].tolist()
+        frames = [stored & self._frame for stored in entries if stored & VALID]
+        return frames if len(frames) == len(entries) else []
+
     def _walk(self, dtb: int, address: int, vads: FindsVads | None, notes: Notes | None, depth: int = 0) -> int:
         """Walk the tables; a physical address, `ZERO` or `ABSENT`. The one algorithm."""
         if not 0 <= address < self._low_end and not self._high_start <= address < 1 << 64:
@@ -227,6 +239,9 @@ class Resolver(Asks):
             return physical
         if notes is None:
             return ABSENT
+        told = self.physical.why_absent(physical)
+        if told:
+            return notes.stop(state, f"page frame {physical >> 12:x}: {told}")
         where = f"page frame {physical >> 12:x} is outside the guest's RAM"
         return notes.stop(state, where + ": a device's memory, or a table that is none")
 
