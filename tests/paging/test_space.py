@@ -64,6 +64,8 @@ def test_a_read_is_the_bytes_or_the_first_that_is_missing(layout, span):
     missing = {start + index for index, byte in enumerate(wanted) if byte is None}
     assert missing == {address for hole, extent in holes for address in range(hole, hole + extent)}
     assert all(first + extent < second for (first, extent), (second, _) in itertools.pairwise(holes))
+    straight = small.space._straight(start, size) if size else b""
+    assert straight is None or straight == bytes(byte or 0 for byte in wanted)
     assert small.space.readable(start, size) == (not missing)
     if not missing:
         assert small.space.read(start, size) == bytes(wanted)
@@ -132,6 +134,15 @@ def test_a_write_that_ends_in_read_only_memory_writes_nothing():
     with pytest.raises(CapabilityError, match="read-only"):
         AddressSpace(resolver, small.builder.kernel_dtb).write(BASE + PAGE - 2, b"1234")
     assert bytes(data) == fixed
+
+
+def test_valid_pages_are_read_straight():
+    small = Small("v" * PAGES)
+    small.space.read(BASE, 8)  # from now on, its run of RAM is the one read last
+    for start, size in ((0, PAGES * PAGE), (5, 4 * PAGE), (PAGE - 1, 2), (3 * PAGE + 7, 5 * PAGE - 8), (9, 1)):
+        wanted = bytes(flat(small.truth)[start : start + size])
+        assert small.space._straight(BASE + start, size) == wanted
+        assert small.space.read(BASE + start, size) == wanted
 
 
 def test_a_string_ends_at_its_zero_before_a_hole_and_raises_in_one():

@@ -22,6 +22,8 @@ _U64 = struct.Struct("<Q")
 
 BULK = 1 << 18
 """Bytes: reads of so many and more look at tables as arrays, not at one page after the other."""
+_STRAIGHT = 1 << 14
+"""Bytes: reads of so many look at what entries of a table stand side by side."""
 _KEPT = 1 << 18
 """Translations that an address space keeps: those of a gigabyte."""
 _CHUNK = 1 << 18
@@ -89,28 +91,29 @@ class AddressSpace:
                 return self._read_ram(base | (address & PAGE_MASK), address, size)
         elif size >= BULK and self._lists(address, size):
             return b"".join(self._gathered(address, size, []))
-        elif size > 0:
-            known = self._known(address, size)
-            if known is not None:
-                return known
+        elif size >= _STRAIGHT:
+            found = self._straight(address, size)
+            if found is not None:
+                return found
         return b"".join(data for _, data in self._spans(address, size))
 
-    def _known(self, address: int, size: int) -> bytes | None:
-        """The bytes, where all of their pages are known and in the run of RAM that was read last; else None."""
-        if self._epoch != self.resolver.epoch:
+    def _straight(self, address: int, size: int) -> bytes | None:
+        """The bytes, where their pages' tables and entries are valid, in the run of RAM that was read last; else
+        None."""
+        frames: list[int] = []
+        at, end = address & ~PAGE_MASK, address + size
+        while at < end:
+            found = self.resolver.plain_frames(self.dtb, at, -(-(end - at) // PAGE_SIZE))
+            if not found:
+                return None
+            frames += found
+            at += len(found) * PAGE_SIZE
+        start, stop, held = self._physical.hot
+        if min(frames) < start or max(frames) + PAGE_SIZE > stop:
             return None
-        pages = self._pages
-        start, end, held = self._physical.hot
-        numbers = range(address >> PAGE_SHIFT, ((address + size - 1) >> PAGE_SHIFT) + 1)
-        try:
-            bases = [pages[number] for number in numbers]
-        except KeyError:
-            return None
-        if min(bases) < start or max(bases) + PAGE_SIZE > end:
-            return None
-        parts = [held[base - start : base - start + PAGE_SIZE] for base in bases]
+        parts = [held[frame - start : frame - start + PAGE_SIZE] for frame in frames]
+        parts[-1] = parts[-1][: ((end - 1) & PAGE_MASK) + 1]
         parts[0] = parts[0][address & PAGE_MASK :]
-        parts[-1] = parts[-1][: len(parts[-1]) - (-(address + size) & PAGE_MASK)]
         return b"".join(parts)
 
     def _spans(self, address: int, size: int) -> Iterator[tuple[int, bytes]]:
