@@ -54,6 +54,7 @@ def test_every_page_is_in_the_state_that_the_guest_says(frozen: tuple[LiveGuest,
 
 
 def test_the_bytes_are_those_that_a_fault_would_bring_in(frozen: tuple[LiveGuest, Truth]) -> None:
+    """Every page of every process, wherever it is: in RAM, in a paging file, in an image or a data file on the disk."""
     guest, truth = frozen
     for page in truth.pages:
         if page.sha256:
@@ -65,10 +66,26 @@ def test_pages_in_files_are_named_with_their_place(frozen: tuple[LiveGuest, Trut
     guest, truth = frozen
     pages = [page for page in truth.pages if page.state == State.SUBSECTION]
     assert pages
+    relocated = 0
     for page in pages:
         found = space_of(guest, page).resolve(page.address)
         assert found.subsection is not None
+        assert found.readable
         assert (found.subsection.file, found.subsection.file_offset) == (page.file, page.file_offset)
+        assert found.source.split(" ")[0] == f"file:{page.file}@{page.file_offset:#x}"
+        relocated += found.source.endswith(" relocated")
+    assert 0 < relocated < len(pages)
+
+
+def test_pages_in_paging_files_are_named_with_their_place(frozen: tuple[LiveGuest, Truth]) -> None:
+    guest, truth = frozen
+    names = {file.number: str(file.name).removeprefix("\\??\\") for file in guest.paging_files}
+    pages = [page for page in truth.pages if page.state == State.PAGEFILE and page.pagefile]
+    assert pages
+    for page in pages:
+        assert page.pagefile is not None
+        number, offset = page.pagefile
+        assert space_of(guest, page).resolve(page.address).source == f"disk:{names[number]}@{offset:#x}"
 
 
 def test_the_guest_has_pages_in_every_state(frozen: tuple[LiveGuest, Truth]) -> None:
