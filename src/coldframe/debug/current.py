@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from coldframe.errors import UnreadableMemoryError
 from coldframe.windows.guest import Guest
 from coldframe.windows.process import Process, Thread
-from coldframe.windows.processor import KPCR_PATHS, processor_blocks
+from coldframe.windows.processor import processor_blocks, processor_region
 from coldframe.windows.typed import first_field
 
 _WIDE = 8
@@ -39,8 +39,9 @@ class Current:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         types = guest.types
-        self._bases, _, block = KPCR_PATHS[types.pointer_size]
-        self._current_thread = types.offset("_KPCR", f"{block}.CurrentThread")
+        region = processor_region(types)
+        self._bases = region.bases
+        self._current_thread = types.offset(region.record, f"{region.block}.CurrentThread")
         self._process = types.offset("_ETHREAD", first_field(types, "_ETHREAD", "Tcb.Process", "ThreadsProcess"))
 
     def thread_address(self, registers: Mapping[str, int], vcpu: int | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from coldframe.errors import TypeNotFoundError, UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.symbols.model import Array, Pointer, Reference, Types
-from coldframe.windows.typed import Struct
+from coldframe.windows.typed import Struct, first_field
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
@@ -93,7 +93,7 @@ class PagingFiles:
 
     def _file(self, index: int, address: int) -> PagingFile:
         record = self._guest.struct("_MMPAGING_FILE", address)
-        file_object = record.integer("File")
+        file_object = record.integer(first_field(self._guest.types, "_MMPAGING_FILE", "File", "FileObject"))
         return PagingFile(
             number=record.integer("PageFileNumber") if record.has("PageFileNumber") else index,
             name=self._name(record, file_object),

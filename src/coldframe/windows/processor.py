@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldframe.errors import NotFoundError, UnreadableMemoryError
+from coldframe.symbols.model import Types
 from coldframe.windows.typed import Struct
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
 _MOST_PROCESSORS = 2048
-KPCR_PATHS = {8: (("gs_base", "k_gs_base"), "Self", "Prcb"), 4: (("fs_base",), "SelfPcr", "PrcbData")}
-"""By the size of a pointer: the segment bases that may be a KPCR, its pointer to itself, and the KPRCB in it."""
+_POINTER_OF_X64 = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorRegion:
+    """A KPCR: the segment bases that may be its address, its type, its pointer to itself, and the KPRCB in it."""
+
+    bases: tuple[str, ...]
+    record: str
+    own: str
+    block: str
+
+
+def processor_region(types: Types) -> ProcessorRegion:
+    """What this kernel's KPCR is; ReactOS (sdk/include/ndk, ketypes.h) calls the whole of it `_KIPCR`."""
+    wide = types.pointer_size == _POINTER_OF_X64
+    block = "Prcb" if wide else "PrcbData"
+    record = next((name for name in ("_KPCR", "_KIPCR") if types.has_field(name, block)), "_KPCR")
+    if wide:
+        return ProcessorRegion(("gs_base", "k_gs_base"), record, "Self", block)
+    return ProcessorRegion(("fs_base",), record, "SelfPcr", block)
 
 
 def processor_block(guest: Guest, registers: Mapping[str, int], vcpu: int | None = None) -> Struct:
@@ -25,15 +46,15 @@ def processor_block(guest: Guest, registers: Mapping[str, int], vcpu: int | None
     Raises `NotFoundError`.
     """
     said = []
-    bases, own, block = KPCR_PATHS[guest.types.pointer_size]
-    for name in bases:
+    region = processor_region(guest.types)
+    for name in region.bases:
         base = registers.get(name, 0)
         if base < guest.kernel_start:
             continue
         try:
-            kpcr = guest.struct("_KPCR", base)
-            if kpcr.integer(own) == base:
-                return kpcr.struct(block)
+            kpcr = guest.struct(region.record, base)
+            if kpcr.integer(region.own) == base:
+                return kpcr.struct(region.block)
             said.append(f"{name} {base:#x} is no KPCR")
         except UnreadableMemoryError as error:
             said.append(f"{name}: {error}")

@@ -1,0 +1,86 @@
+"""An NT that is not Microsoft's: no CodeView record, another folder, and a few structures under other names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from builder.compact import NT52, write_isf
+from coldframe.cli.main import run as coldframe
+from coldframe.windows import Guest
+from x86.conftest import Built, Store, symbols_of
+from x86.renamed import like_reactos
+from x86.test_states import PAGED, Scene
+
+OPTIONS = {"codeview": False, "root": "C:\\ReactOS", "base": 0x80400000}
+
+
+@pytest.fixture
+def reactos(folder) -> Built:
+    return Built(symbols_of(NT52, folder), **OPTIONS)
+
+
+def test_its_names_for_structures_are_known(reactos):
+    registers = reactos.registers
+    symbols = like_reactos(reactos.symbol_file)
+    guest = Guest.open(reactos.image.physical(), Store(symbols, named=True, known=False), [registers])
+    assert guest.current_thread(registers).tid == 1204
+    assert [(file.number, file.name) for file in guest.paging_files] == [(0, "\\??\\C:\\pagefile.sys")]
+    assert [warning for warning in guest.warnings if "CodeView" not in warning] == []
+
+
+@pytest.fixture
+def image(reactos, tmp_path):
+    Scene(reactos)
+    path = tmp_path / "reactos.raw"
+    path.write_bytes(bytes(reactos.image.ram[0].data))
+    return path, write_isf(tmp_path / "reactos.json", NT52, pdb="ntoskrnl.pdb")
+
+
+def run(capsys, image, *words):
+    path, symbols = image
+    verb, *rest = words
+    status = coldframe([verb, str(path), *rest, "--symbols", str(symbols), "--json"])
+    told = capsys.readouterr()
+    assert status == 0, told.err
+    return json.loads(told.out)
+
+
+def test_the_verbs_of_the_command_line(capsys, image, tmp_path):
+    info = run(capsys, image, "info")
+    assert (info["kernel"]["base"], info["kernel"]["pdb"], info["page_tables"]) == ("0x80400000", None, "x86")
+    assert "no CodeView record" in info["warnings"][0]
+    assert [row["name"] for row in run(capsys, image, "ps")] == ["System", "smss.exe", "notepad.exe"]
+    assert [row["tid"] for row in run(capsys, image, "threads", "--pid", "812")] == [1204]
+    assert [row["name"] for row in run(capsys, image, "modules", "--pid", "812")] == ["notepad.exe", "ntdll.dll"]
+    assert [row["name"] for row in run(capsys, image, "drivers")] == ["ntoskrnl.exe", "hal.dll"]
+    assert len(run(capsys, image, "vads", "--pid", "812")) == 3
+    assert [row["type"] for row in run(capsys, image, "handles", "--pid", "812")] == ["File", "Process", "Process"]
+    assert len(run(capsys, image, "objects")) == 2
+    page = run(capsys, image, "pte", hex(PAGED), "--pid", "812")
+    assert (page["state"], page["pagefile"]) == ("pagefile", {"number": 0, "offset": "0x45000"})
+    counted = {row["name"]: row["pages"] for row in run(capsys, image, "census")}
+    assert counted["notepad.exe"]["subsection"] == 2
+    path, symbols = image
+    for words in (
+        ("figure", str(path), hex(PAGED), "--pid", "812", "-o", str(tmp_path / "path.svg")),
+        ("dump", str(path), "-o", str(tmp_path / "all.elf")),
+        ("read", str(path), "0x20000", "64", "--pid", "812", "-o", str(tmp_path / "page")),
+    ):
+        assert coldframe([*words, "--symbols", str(symbols)]) == 0, words
+    assert (tmp_path / "page").read_bytes()[:4] == b"\1\0\0\0"
+
+
+def test_without_the_symbol_file_the_error_is_one_line(capsys, image):
+    status = coldframe(["ps", str(image[0])])
+    assert status == 1
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "no CodeView record" in told[0]
+
+
+def test_a_crash_dump_of_a_32_bit_guest_is_refused_in_one_line(capsys, image, tmp_path):
+    path, symbols = image
+    assert coldframe(["dump", str(path), "-o", str(tmp_path / "a.dmp"), "--symbols", str(symbols)]) == 1
+    assert "found a 32-bit one" in capsys.readouterr().err
