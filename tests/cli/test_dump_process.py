@@ -46,7 +46,7 @@ def machine() -> Iterator[Minint]:
 @pytest.fixture(scope="module")
 def dumped(machine: Minint, tmp_path_factory: pytest.TempPathFactory) -> Dumped:
     folder = tmp_path_factory.mktemp("process")
-    truth = machine.write_dump(folder / "minint.image")
+    truth = machine.write_dump(folder / "minint.image", disk=folder / "disk.qcow2")
     with coldframe.open(folder / "minint.image", symbols=[machine.symbols_folder]) as guest:
         pids = {name: guest.process(name).pid for name in ("notepad.exe", "states.exe")}
     for name, pid in pids.items():
@@ -80,6 +80,21 @@ def minidump_pages(path: Path) -> dict[int, bytes]:
 
 def manifest(path: Path) -> dict:
     return json.loads(path.with_name(f"{path.name}.manifest.json").read_text())
+
+
+def test_pages_that_left_ram_come_from_the_disk(dumped, tmp_path):
+    pid = dumped.pids["states.exe"]
+    coldframe.dump(
+        dumped.image, tmp_path / "x.elf", symbols=[dumped.symbols], pid=pid, disk=dumped.folder / "disk.qcow2"
+    )
+    held, told = elf_pages(tmp_path / "x.elf"), manifest(tmp_path / "x.elf")
+    assert {run["state"] for run in told["runs"] if run["readable"]} >= {"pagefile", "subsection"}
+    mine = [page for page in dumped.truth.pages if page.pid == pid and page.address < 1 << 47]
+    assert all("not committed" in run["reason"] for run in told["runs"] if run["file_offset"] is None)
+    for page in mine:
+        if page.address in held and page.address != USER_SHARED_DATA:
+            assert hashlib.sha256(held[page.address]).hexdigest() == page.sha256, page
+    assert sum(page.state in ("pagefile", "subsection", "compressed") for page in mine if page.address in held) > 10
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
