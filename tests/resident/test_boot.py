@@ -58,7 +58,8 @@ def test_beside_a_plain_boot(layout: str, vcpus: int, shadow: bool) -> None:
         assert (report.paging_files, report.compression_process, report.store) == ([], None, None)
     assert first is not None
     assert first.prevented == [r"\??\C:\pagefile.sys"]
-    assert resident.pages.unreadable == resident.pages.data  # what a mapped data file holds is in the file
+    assert resident.pages.not_in_ram == resident.pages.data  # what a mapped data file holds is in the file
+    assert resident.pages.unreadable == 0  # and is read from the guest's own disk
 
 
 def test_the_phases_come_in_order_and_the_files_by_name() -> None:

@@ -196,7 +196,7 @@ def _counted(pages: PageCounts) -> str:
     """One line: each state with its count, images and data files apart."""
     parts = [f"{count:,} {state}" for state, count in pages.states.items() if state != "subsection"]
     parts += [f"{count:,} in {what} files" for count, what in ((pages.images, "image"), (pages.data, "data")) if count]
-    return f"{', '.join(parts)}; {pages.unreadable:,} not readable from RAM"
+    return f"{', '.join(parts)}; {pages.not_in_ram:,} not in RAM, {pages.unreadable:,} not readable"
 
 
 @contextmanager

@@ -27,8 +27,10 @@ from coldframe.windows.kernel import KERNEL_HALF, FindsSymbols
 
 FIRST_USER_PROCESS = "smss.exe"
 END_OF_PAGING_FILES = "csrss.exe"
-_LOOK = 0.5
-"""Seconds between two looks at whether the machine was reset."""
+_LOOK = 0.2
+_LOOK_BEFORE_SYSTEM = 0.02
+"""Seconds between two looks: at whether the machine was reset, and at what a watchpoint would have told. Some nested
+hypervisors carry out the guest's kernel in software and leave data breakpoints out of it."""
 
 
 class _RestartError(Exception):
@@ -63,7 +65,8 @@ class ResidentBoot:
         self._gate: PagingFileGate | None = None
         self._guest: LiveGuest | None = None
         self._head = 0
-        self._last = 0
+        self._newest = 0
+        self._known: set[tuple[int, str]] = set()
 
     # The boot as a whole
 
@@ -158,8 +161,8 @@ class ResidentBoot:
         names = {process.name.lower() for process in guest.processes}
         if not names & {FIRST_USER_PROCESS, END_OF_PAGING_FILES}:
             return None
-        for process in guest.processes:
-            self.processes.append((process.pid, process.name))
+        self.processes = [(process.pid, process.name) for process in guest.processes]
+        self._known.update(self.processes)
         self._lose(
             "images that are mapped already keep their pages in their files; only those mapped from now on live in RAM"
         )
@@ -191,7 +194,8 @@ class ResidentBoot:
 
     def _run_once(self, deadline: float) -> None:
         guest = self._live()
-        stop = self.vm.run_until_stop(max(0.001, min(_LOOK, deadline - time.monotonic())))
+        look = _LOOK_BEFORE_SYSTEM if self.phase is Phase.KERNEL else _LOOK
+        stop = self.vm.run_until_stop(max(0.001, min(look, deadline - time.monotonic())))
         guest.new_pause()
         if stop is None:
             self._check_restart()
@@ -200,14 +204,11 @@ class ResidentBoot:
             raise GuestGoneError(f"the guest shut down during its boot; {self._seen()}")
         elif stop.reason == "interrupt":
             raise CapabilityError("somebody else paused the guest during its boot; it is left paused")
-        else:
-            self._stopped(guest, stop)
+        elif stop.reason == "breakpoint":
+            self._arrived(guest, stop)
+        self._look_for_processes(guest)
 
-    def _stopped(self, guest: LiveGuest, stop: Stop) -> None:
-        if stop.reason == "watchpoint":
-            if self._head and stop.address is not None and stop.address >= self._head:
-                self._new_process(guest)
-            return
+    def _arrived(self, guest: LiveGuest, stop: Stop) -> None:
         if self._volume is not None and stop.address == self._volume.address:
             done = self._volume.asked(guest, stop.vcpu)
             if done is not None:
@@ -224,19 +225,30 @@ class ResidentBoot:
         text = f"prevented: {what}" if call.prevented else f"let through: {what}, for {call.process}: {call.reason}"
         self.say("paging-file", text, name=call.file, pid=call.pid, process=call.process, prevented=call.prevented)
 
-    def _new_process(self, guest: LiveGuest) -> None:
-        """The end of nt!PsActiveProcessHead was written: a process was linked in (or the last one taken out)."""
+    def _look_for_processes(self, guest: LiveGuest) -> None:
+        """Tell of the processes that were linked into nt!PsActiveProcessHead since the last look.
+
+        The watchpoint on the list's end stops the guest for each; the newest one may not be linked in from both sides.
+        """
+        if not self._head:
+            return
         offset = guest.types.offset("_EPROCESS", "ActiveProcessLinks")
         newest = self._pointer(self._head + guest.types.pointer_size)
-        if newest < KERNEL_HALF or newest == self._head:
+        if newest == self._newest or newest < KERNEL_HALF or newest == self._head:
             return
+        self._newest = newest
+        found: dict[tuple[int, str], None] = {}
         try:
-            process = process_at(guest, newest - offset)
-            pid, name = process.pid, process.name
+            for process in (*guest.processes, process_at(guest, newest - offset)):
+                found[process.pid, process.name] = None
         except ColdframeError:
-            return
-        if (pid, name) in self.processes[-64:]:
-            return
+            self._newest = 0  # read again at the next stop
+        for pid, name in found:
+            if (pid, name) not in self._known:
+                self._known.add((pid, name))
+                self._new_process(pid, name)
+
+    def _new_process(self, pid: int, name: str) -> None:
         self.processes.append((pid, name))
         self.say("process", f"{name} ({pid})", name=name, pid=pid)
         if self.phase is Phase.SYSTEM and name.lower() == FIRST_USER_PROCESS:
@@ -297,7 +309,8 @@ class ResidentBoot:
     def _forget(self) -> None:
         self._remove_all()
         self._images = self._volume = self._gate = self._guest = None
-        self._head = 0
+        self._head = self._newest = 0
+        self._known.clear()
         self.calls.clear()
         self.changed.clear()
         self.lost.clear()

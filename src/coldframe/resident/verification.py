@@ -34,14 +34,16 @@ class PageCounts:
     """4 KB pages of all address spaces, the kernel's half once. Shared pages count in each process that maps them.
 
     `states` are all pages by state. Of the pages in state subsection, `images` belong to image files, `data` to data
-    files. `devices` are valid pages that lead to no RAM (device memory): nothing that could be read. `unreadable` are
-    all others that cannot be read from RAM.
+    files. `devices` are valid pages that lead to no RAM (device memory): nothing that could be read. `not_in_ram` are
+    all other pages whose bytes are not in RAM, nor promised zeros; `unreadable` those of them that cannot be read
+    otherwise either (a running guest's own disk has its files).
     """
 
     states: Mapping[str, int]
     images: int
     data: int
     devices: int
+    not_in_ram: int
     unreadable: int
 
     @property
@@ -56,6 +58,7 @@ class PageCounts:
             "image_subsection": self.images,
             "data_subsection": self.data,
             "device_memory": self.devices,
+            "not_in_ram": self.not_in_ram,
             "unreadable": self.unreadable,
         }
 
@@ -129,7 +132,7 @@ def verify(guest: Guest, boot: ResidentBoot | None = None) -> Report:
 def count_pages(guest: Guest) -> PageCounts:
     """Count every page of every process's user half and of the kernel's half."""
     states: Counter[str] = Counter()
-    images = data = devices = unreadable = 0
+    images = data = devices = not_in_ram = unreadable = 0
     kinds: dict[int, bool] = {}
     spaces = [process.memory for process in guest.processes if process.dtb]
     for space in (*spaces, guest.memory):
@@ -139,10 +142,11 @@ def count_pages(guest: Guest) -> PageCounts:
         of_images, of_data = _subsections(guest, arrays, kinds)
         images += of_images
         data += of_data
-        nowhere = _pages(arrays, (arrays.state == CODE[State.VALID]) & ~arrays.readable)
-        devices += nowhere
-        unreadable += counted.unreadable - nowhere
-    return PageCounts(dict(states), images, data, devices, unreadable)
+        no_ram = _pages(arrays, ~arrays.in_memory & (arrays.state == CODE[State.VALID]))
+        devices += no_ram
+        not_in_ram += _pages(arrays, ~arrays.in_memory) - no_ram
+        unreadable += counted.unreadable - no_ram
+    return PageCounts(dict(states), images, data, devices, not_in_ram, unreadable)
 
 
 def _pages(arrays: PageArrays, rows: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> int:
@@ -212,7 +216,7 @@ def _judged(report: Report, guest: Guest) -> Report:
     if report.pages.data:
         notes.append(
             f"{report.pages.data} pages of mapped data files are in their files: no boot option changes that, they are "
-            "the files' own bytes (give --disk to read them)"
+            "the files' own bytes, and read from the disk"
         )
     if report.committed is not None and report.commit_limit:
         share = report.committed / report.commit_limit
