@@ -145,6 +145,20 @@ def test_valid_pages_are_read_straight():
         assert small.space.read(BASE + start, size) == wanted
 
 
+@pytest.mark.parametrize("bulk", [1 << 18, PAGE])
+def test_a_buffer_is_filled_up_to_the_first_hole(monkeypatch, bulk):
+    monkeypatch.setattr("coldframe.paging.space.BULK", bulk)
+    small = Small("vtzvv-vv")
+    buffer = bytearray(5 * PAGE - 7)
+    small.space.read_into(BASE + 7, buffer)
+    assert buffer == bytes(flat(small.truth)[7 : 5 * PAGE])
+    buffer = bytearray(3 * PAGE)
+    with pytest.raises(UnreadableMemoryError) as caught:
+        small.space.read_into(BASE + 4 * PAGE, memoryview(buffer))
+    assert caught.value.address == BASE + 5 * PAGE
+    assert buffer == small.truth[4] + bytes(2 * PAGE)
+
+
 def test_a_string_ends_at_its_zero_before_a_hole_and_raises_in_one():
     small = Small("v-")
     end = BASE + PAGE

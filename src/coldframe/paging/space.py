@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from mmap import mmap
 
 from coldframe.errors import CapabilityError, UnreadableMemoryError
 from coldframe.paging.absent import read_absent
@@ -12,7 +13,7 @@ from coldframe.paging.bulk import BulkResolver
 from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from coldframe.paging.gather import Span, pages_of, plain, span_bytes, spans, zeros
 from coldframe.paging.notes import ABSENT, ZERO
-from coldframe.paging.page import Page
+from coldframe.paging.page import Page, State
 from coldframe.paging.resolver import Resolver
 from coldframe.paging.sources import FindsVads, ListsVads
 
@@ -30,6 +31,10 @@ _CHUNK = 1 << 18
 """Bytes that are looked at page by page at once, where that must be."""
 _SUPPLIED = 1 << 10
 """Pages that a page source is asked for at once."""
+
+
+_MOVES = 16
+"""How often a page of a running guest is read again because it moved meanwhile."""
 
 
 class AddressSpace:
@@ -97,6 +102,22 @@ class AddressSpace:
                 return found
         return b"".join(data for _, data in self._spans(address, size))
 
+    def read_into(self, address: int, buffer: bytearray | memoryview | mmap) -> None:
+        """Fill `buffer`, writable and one byte an element, from `address` on; raises as `read` does.
+
+        Where the same buffer is filled again and again this is quicker than `read`, which takes new memory from the
+        system each time. On error the buffer holds what came before.
+        """
+        with memoryview(buffer) as out:
+            size = len(out)
+            pieces: Iterator[memoryview | bytes] = (data for _, data in self._spans(address, size))
+            if size >= BULK and self._lists(address, size):
+                pieces = self._gathered(address, size, [])
+            at = 0
+            for piece in pieces:
+                out[at : at + len(piece)] = piece
+                at += len(piece)
+
     def _straight(self, address: int, size: int) -> bytes | None:
         """The bytes, where their pages' tables and entries are valid, in the run of RAM that was read last; else
         None."""
@@ -142,11 +163,25 @@ class AddressSpace:
             raise UnreadableMemoryError(hole, min(error.size, PAGE_SIZE - (hole & PAGE_MASK)), reason) from None
 
     def _read_supplied(self, address: int, length: int) -> bytes:
-        page = self.resolve(address)
-        data = self.resolver.supplied(page)
-        if data is not None:
-            return data[address & PAGE_MASK :][:length]
-        raise UnreadableMemoryError(address, page.hole or PAGE_SIZE - (address & PAGE_MASK), page.reason)
+        """Bytes of a page that is not in RAM.
+
+        While the guest runs, the page may come in or go elsewhere between the look at its entry and the read of its
+        place, which may hold another page then: looked at again afterwards, and read again where it moved.
+        """
+        for _ in range(_MOVES):
+            page = self.resolve(address)
+            if page.physical is not None:
+                return self._read_ram(page.physical, address, length)
+            if page.state is State.DEMAND_ZERO:
+                return bytes(length)
+            data = self.resolver.supplied(page)
+            if self.resolver.runs and _moved(page, self.resolver.look(self.dtb, address, self.vads)):
+                continue
+            if data is not None:
+                return data[address & PAGE_MASK :][:length]
+            break
+        reason = page.reason or f"the page moved {_MOVES} times while it was read: pause the guest"
+        raise UnreadableMemoryError(address, page.hole or PAGE_SIZE - (address & PAGE_MASK), reason)
 
     def read_padded(self, address: int, size: int) -> tuple[bytes, list[tuple[int, int]]]:
         """`size` bytes at `address` with zeros in the place of what cannot be read, and the list of those holes.
@@ -201,6 +236,8 @@ class AddressSpace:
 
     def _lists(self, address: int, size: int) -> bool:
         """Whether the pages of that span can be listed in bulk."""
+        if self.resolver.runs:  # pages move while others are read: each is looked at again when it has been read
+            return False
         known = self.resolver.layout is not None and (self.vads is None or isinstance(self.vads, ListsVads))
         return known and address >= 0 and address + size <= 1 << 64
 
@@ -336,6 +373,12 @@ class AddressSpace:
             self._physical.check_writable(physical, len(part))
         for physical, part in pieces:
             self._physical.write(physical, part)
+
+
+def _moved(before: Page, after: Page) -> bool:
+    """Whether a page that was not in RAM is elsewhere now."""
+    places = [(page.state, page.physical, page.pagefile, page.subsection) for page in (before, after)]
+    return places[0] != places[1]
 
 
 def _note_hole(holes: list[tuple[int, int]], start: int, stop: int) -> None:
