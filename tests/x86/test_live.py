@@ -8,7 +8,10 @@ import time
 import pytest
 
 from coldframe.debug import attach
+from coldframe.debug.callstack import vcpu_callstack
+from coldframe.images import open_image as open_physical
 from coldframe.trace import trace
+from coldframe.windows import Guest
 from x86.conftest import Built
 from x86.running import ARGUMENTS, RAM, TEXT, Running, start
 
@@ -67,3 +70,14 @@ def test_a_call_is_traced_with_the_file_the_bytes_and_the_result(running):
     before = running.written
     time.sleep(0.3)
     assert running.written > before, "it runs on when it is let go of"
+
+
+def test_a_core_that_qemu_dumps_opens_with_its_registers_and_stack(running, tmp_path):
+    core = tmp_path / "core.elf"
+    running.vm.pause()
+    running.vm.qmp("dump-guest-memory", paging=False, protocol=f"file:{core}")
+    with open_physical(core) as image:
+        guest = Guest.open(image.physical, running.built.store, image.registers)
+        assert guest.current_thread(guest.registers(0)).tid == 1204
+        assert vcpu_callstack(guest, 0)[-1].function == "nt!KiTrap0E"
+        assert guest.location.format == running.built.image.format
