@@ -20,6 +20,7 @@ POOL_BELOW_8_1 = 0xFFFFFA80_00000000
 KUSER_SHARED_DATA = 0xFFFFF780_00000000
 TYPE_NAMES = {3: "Directory", 4: "SymbolicLink", 7: "Process", 8: "Thread", 25: "Device", 30: "Key"}
 TYPE_NAMES |= {37: "File", 42: "Section"}
+POOL_TAGS = {"Process": b"Proc", "Thread": b"Thre", "File": b"File", "Section": b"Sect"}
 CREATED = 0x01D6_1B6F_0000_0000
 GATE_SEGMENT = 0x10
 
@@ -319,8 +320,10 @@ class WindowsBuilder(ImageBuilder):
         """An object: optional name header, object header, body; returns the body's address."""
         offset = self.types.offset("_OBJECT_HEADER", "Body")
         info = self.types.size("_OBJECT_HEADER_NAME_INFO")
-        address = self.allocate_struct(body, fields, header=info + offset)
+        pool = self._pool_header[0]
+        address = self.allocate_struct(body, fields, header=pool + info + offset)
         header = address - offset
+        self.write(header - info - pool + self._pool_header[1], POOL_TAGS.get(kind, b"Obje"))
         number = next(number for number, known in TYPE_NAMES.items() if known == kind)
         self._object_type(number, kind)
         if self.types.has_field("_OBJECT_HEADER", "TypeIndex"):
@@ -370,6 +373,17 @@ class WindowsBuilder(ImageBuilder):
         )
         self.write_struct("_EPROCESS", process.address, {"ObjectTable": table})
         process.handles = dict(handles)
+
+    def link_handle_table(self, process: BuiltProcess) -> None:
+        """Put the process's handle table on nt!HandleTableListHead; it gets an empty one where it has none."""
+        if not process.handles:
+            self.set_handles(process, {4: (process.address, 0)})
+        head = self.variable("HandleTableListHead")
+        if not self.read_field("_LIST_ENTRY", head, "Flink"):
+            self._empty_list(head)
+        table = self.read_field("_EPROCESS", process.address, "ObjectTable")
+        self.write_struct("_HANDLE_TABLE", table, {"QuotaProcess": process.address})
+        self._append(head, table + self.types.offset("_HANDLE_TABLE", "HandleTableList"))
 
     def set_cid_table(self, level: int = 0) -> int:
         """nt!PspCidTable with the identifiers of the processes and threads so far; returns the table's address.
@@ -471,7 +485,12 @@ class WindowsBuilder(ImageBuilder):
         if file is not None:
             plain = isinstance(self.types.field("_CONTROL_AREA", "FilePointer")[1], Pointer)  # NT 5
             object_ = self.add_file(file)
-            flags |= {"FilePointer": object_} if plain else {"FilePointer.Value": object_ | 0xB}
+            if plain:
+                flags["FilePointer"] = object_
+            else:
+                _, count = self.types.field("_EX_FAST_REF", "RefCnt")
+                assert isinstance(count, BitField)
+                flags["FilePointer.Value"] = object_ | 0xB & ((1 << count.length) - 1)
         segment = self.allocate_struct("_SEGMENT", {"ControlArea": area, "SizeOfSegment": sum(counts) * PAGE})
         flags |= {"Segment": segment, "NumberOfMappedViews": 1}
         self.write_struct("_CONTROL_AREA", area, flags)
@@ -522,11 +541,16 @@ class WindowsBuilder(ImageBuilder):
             block = self.allocate_struct("_CM_KEY_CONTROL_BLOCK", {"ParentKcb": block, "NameBlock": text})
         return self.allocate_object("Key", "_CM_KEY_BODY", {"KeyControlBlock": block})
 
+    @property
+    def _pool_header(self) -> tuple[int, int]:
+        """A pool block's header: its size, and where its tag is."""
+        if "_POOL_HEADER" in self.types:
+            return self.types.size("_POOL_HEADER"), self.types.offset("_POOL_HEADER", "PoolTag")
+        return 0x10, 4  # as every 64-bit kernel has it; a few type files leave it out
+
     def _tagged(self, name: str, tag: bytes, behind: int = 0) -> int:
         """A structure in a pool block with its tag, `behind` bytes after it."""
-        header, at = 0x10, 4  # as every 64-bit kernel has it; a few type files leave it out
-        if "_POOL_HEADER" in self.types:
-            header, at = self.types.size("_POOL_HEADER"), self.types.offset("_POOL_HEADER", "PoolTag")
+        header, at = self._pool_header
         address = self.allocate_pool(header + self.types.size(name) + behind) + header
         self.write(address - header + at, tag)
         return address

@@ -96,7 +96,7 @@ def test_sections_are_what_processes_map_and_hold_open(dump: list[str]) -> None:
     assert ntdll["kind"] == "image"
     assert set(ntdll["pids"]) == {row["pid"] for row in views if row["file"] == ntdll["file"]}  # type: ignore[call-overload]
     held = {row["object"] for row in rows("handles", *dump, "--type", "Section")}
-    assert held == {body for row in everything for body in row["objects"]}  # type: ignore[attr-defined]
+    assert held <= {body for row in everything for body in row["objects"]}  # type: ignore[attr-defined]
     notepad = next(row["pid"] for row in rows("ps", *dump) if row["name"] == "notepad.exe")
     own = rows("sections", *dump, "--pid", str(notepad))
     assert {row["control_area"] for row in own} == {

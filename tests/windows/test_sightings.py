@@ -20,8 +20,8 @@ def test_an_unlinked_process_is_found_by_its_identifier(built, level):
     guest = built.open()
     assert 368 not in {process.pid for process in guest.processes}
     assert seen(guest) == {
-        4: ("list", "cid table"),
-        812: ("list", "cid table"),
+        4: ("list", "cid table", "threads"),
+        812: ("list", "cid table", *(["threads"] if level else [])),  # one page of entries ends before its thread's
         816: ("list", "cid table"),
         368: ("cid table",),
     }
@@ -96,5 +96,54 @@ def test_a_process_that_is_in_no_table_is_found_by_a_scan(built):
     image.unlink(built.smss)
     image.allocate_page(image.read(built.smss.address & ~0xFFF, 0x1000))
     guest = built.open()
-    assert seen(guest, scan=True) == {4: ("list", "scan"), 812: ("list", "scan"), 816: ("list",), 368: ("scan",)}
+    both = ("scan", "pool") if "_POOL_HEADER" in image.types else ("scan",)
+    assert seen(guest, scan=True) == {4: ("list", *both), 812: ("list", *both), 816: ("list",), 368: both}
     assert 368 not in seen(guest)
+
+
+def test_a_process_that_is_profiled_is_found_by_its_pool_block_alone(built):
+    """Its list of profiles is not empty; the list of those who wait for it is."""
+    image = built.image
+    if "_POOL_HEADER" not in image.types:
+        pytest.skip("these types leave out the pool's header")
+    at = built.smss.address + image.types.offset("_EPROCESS", "Pcb.Header.WaitListHead")
+    image.write_struct("_LIST_ENTRY", at, {"Flink": at, "Blink": at})
+    image.write_struct("_EPROCESS", built.smss.address, {"Pcb.Header.Type": 3})
+    image.unlink(built.smss)
+    exit_time = built.smss.address + image.types.offset("_EPROCESS", "ExitTime")
+    image.write(exit_time, EXITED.to_bytes(8, "little"))
+    found = built.open().sightings(scan=True)[-1]
+    assert (found.process.pid, found.found_by, found.process.alive) == (368, ("pool",), False)
+
+
+def test_a_process_without_an_identifier_is_found_by_its_threads(built):
+    image = built.image
+    image.add_thread(built.notepad, 820)
+    image.set_cid_table()
+    cids = image.read_field(
+        "_HANDLE_TABLE", int.from_bytes(image.read(image.variable("PspCidTable"), 8), "little"), "TableCode"
+    )
+    image.write(
+        cids + 812 // 4 * image.types.size("_HANDLE_TABLE_ENTRY"), bytes(image.types.size("_HANDLE_TABLE_ENTRY"))
+    )
+    image.unlink(built.notepad)
+    assert seen(built.open())[812] == ("threads",)
+
+
+def test_a_process_that_is_in_no_other_list_is_found_by_its_handle_table(built):
+    image = built.image
+    for process in (built.smss, built.other):
+        image.link_handle_table(process)
+    image.unlink(built.smss)
+    found = seen(built.open())
+    assert (found[368], found[816]) == (("handle tables",), ("list", "handle tables"))
+
+
+def test_a_list_of_handle_tables_that_bites_its_tail_ends(built):
+    image = built.image
+    for process in (built.smss, built.other):
+        image.link_handle_table(process)
+    table = image.read_field("_EPROCESS", built.other.address, "ObjectTable")
+    at = table + image.types.offset("_HANDLE_TABLE", "HandleTableList")
+    image.write_struct("_LIST_ENTRY", at, {"Flink": at})
+    assert seen(built.open())[816] == ("list", "handle tables")

@@ -2,7 +2,8 @@
 
 A process that was unlinked from nt!PsActiveProcessHead, or that has exited and left it, still has its identifier in
 nt!PspCidTable (a handle table whose entries point at the bodies of processes and threads) until its object goes. Its
-`_EPROCESS` stays in RAM even longer, until the pool is used again: a scan finds it there.
+threads have theirs there and name it, and its handle table is on nt!HandleTableListHead. Its `_EPROCESS` stays in RAM
+even longer, until the pool is used again: two scans find it there, one by a structure within it, one by its pool block.
 """
 
 from __future__ import annotations
@@ -17,23 +18,33 @@ from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.symbols.model import Enum
 from coldframe.windows.handle import HandleTable
-from coldframe.windows.process import Process
+from coldframe.windows.process import Process, Thread
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
 LIST = "list"
 CID_TABLE = "cid table"
+THREADS = "threads"
+HANDLE_TABLES = "handle tables"
 SCAN = "scan"
+POOL = "pool"
 
 _CHUNK = 16 << 20
+_TAG, _PROC = 0x7FFF_FFFF, int.from_bytes(b"Proc", "little")  # the upper bit marks a protected block (up to 7)
+_MOST_OPTIONAL_HEADERS = 0x100
+_SELF_LISTS = ("Pcb.Header.WaitListHead", "Pcb.ProfileListHead")
 _PROCESS_OBJECT = 3  # KOBJECTS, for kernels whose types leave it out
 _LARGEST_PID = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A process, and the places that it was found in: `list`, `cid table`, `scan`."""
+    """A process, and the places that it was found in.
+
+    `list` (PsActiveProcessHead), `cid table`, `threads` (of the CID table), `handle tables`; by a scan of RAM `scan`
+    (an `_EPROCESS` that the kernel's tables map) and `pool` (a pool block tagged "Proc").
+    """
 
     process: Process
     found_by: tuple[str, ...]
@@ -43,10 +54,12 @@ def sightings(guest: Guest, *, scan: bool = False) -> tuple[Sighting, ...]:
     """Every process of every source: the list's in its order, then the others by pid; see `Guest.sightings`."""
     found: dict[Process, list[str]] = {process: [LIST] for process in guest.processes}
     listed = len(found)
-    for process in cid_processes(guest):
-        found.setdefault(process, []).append(CID_TABLE)
-    for process in scanned_processes(guest) if scan else ():
-        found.setdefault(process, []).append(SCAN)
+    sources = {CID_TABLE: cid_processes, THREADS: thread_owners, HANDLE_TABLES: table_owners}
+    if scan:
+        sources |= {SCAN: scanned_processes, POOL: pool_processes}
+    for name, source in sources.items():
+        for process in dict.fromkeys(source(guest)):
+            found.setdefault(process, []).append(name)
     ordered = list(found)
     ordered[listed:] = sorted(ordered[listed:], key=lambda process: process.pid)
     return tuple(Sighting(process, tuple(found[process])) for process in ordered)
@@ -54,6 +67,30 @@ def sightings(guest: Guest, *, scan: bool = False) -> tuple[Sighting, ...]:
 
 def cid_processes(guest: Guest) -> Iterator[Process]:
     """The processes in nt!PspCidTable, by identifier; none where the table cannot be had (a warning tells why)."""
+    for cid, body in _cid_bodies(guest):
+        process = _process(guest, body, cid)
+        if process is not None:
+            yield process
+
+
+def thread_owners(guest: Guest) -> Iterator[Process]:
+    """The processes that the threads in nt!PspCidTable belong to."""
+    for tid, body in _cid_bodies(guest):
+        try:
+            if _type_of(guest, body) == "Thread":
+                thread = Thread(guest, guest.struct("_ETHREAD", body))
+                owner = thread.process.eprocess.address
+                process = (
+                    _process(guest, owner, thread.ethread.integer("Cid.UniqueProcess")) if thread.tid == tid else None
+                )
+                if process is not None:
+                    yield process
+        except UnreadableMemoryError:
+            continue
+
+
+def _cid_bodies(guest: Guest) -> Iterator[tuple[int, int]]:
+    """Each identifier in nt!PspCidTable and the address that its entry holds."""
     variable = guest.variable("PspCidTable")
     if variable is None:
         guest.warn("the kernel's symbols have no PspCidTable: unlinked processes are not looked for there")
@@ -65,11 +102,24 @@ def cid_processes(guest: Guest) -> Iterator[Process]:
             return
         table = HandleTable(guest, address)
         for cid, entry in table.entries():
-            process = _process(guest, table.pointer_of(entry), cid)
-            if process is not None:
-                yield process
+            yield cid, table.pointer_of(entry)
     except UnreadableMemoryError as error:
         guest.warn(f"nt!PspCidTable: {error}")
+
+
+def table_owners(guest: Guest) -> Iterator[Process]:
+    """The processes that the handle tables on nt!HandleTableListHead belong to."""
+    head, types = guest.variable("HandleTableListHead"), guest.types
+    needed = ("HandleTableList", "QuotaProcess")
+    if head is None or not all(types.has_field("_HANDLE_TABLE", name) for name in needed):
+        return
+    try:
+        for table in guest.list_entries(head, "_HANDLE_TABLE", "HandleTableList"):
+            process = _process(guest, table.integer("QuotaProcess"))
+            if process is not None and process.eprocess.integer("ObjectTable") == table.address:
+                yield process
+    except UnreadableMemoryError as error:
+        guest.warn(f"nt!HandleTableListHead: {error}")
 
 
 def scanned_processes(guest: Guest) -> Iterator[Process]:
@@ -85,7 +135,7 @@ def scanned_processes(guest: Guest) -> Iterator[Process]:
         if body in seen or guest.resolver.translate(guest.dtb, address) != physical:
             continue
         seen.add(body)
-        process = _process(guest, body)
+        process = _process(guest, body, scanned=True)
         if process is not None:
             yield process
 
@@ -114,16 +164,72 @@ def _empty_lists(guest: Guest, offset: int) -> Iterator[tuple[int, int]]:
                     yield physical, address
 
 
-def _process(guest: Guest, body: int, pid: int | None = None) -> Process | None:
-    """The process at `body`, if what is there is one (that with `pid`): its object header says so."""
+def pool_processes(guest: Guest) -> Iterator[Process]:
+    """The processes in pool blocks tagged "Proc", by physical address; as `scanned_processes`, where they are mapped.
+
+    Between a block's header and the object's body lie the object's header and optional ones, so the body is looked for
+    behind each number of them. A list in the body that is empty points at itself, and so tells the virtual address.
+    """
+    types = guest.types
+    if "_POOL_HEADER" not in types:
+        guest.warn("the kernel's types have no _POOL_HEADER: processes are not looked for by the pool's tags")
+        return
+    step = 2 * types.pointer_size
+    least = types.size("_POOL_HEADER") + types.offset("_OBJECT_HEADER", "Body")
+    lists = [types.offset("_EPROCESS", path) for path in _SELF_LISTS if types.has_field("_EPROCESS", path)]
+    for block in _tagged_blocks(guest, types.offset("_POOL_HEADER", "PoolTag")):
+        for body in range(block + least, block + least + _MOST_OPTIONAL_HEADERS, step):
+            process = next(filter(None, (_process_at(guest, body, offset) for offset in lists)), None)
+            if process is not None:
+                yield process
+                break
+
+
+def _process_at(guest: Guest, physical: int, offset: int) -> Process | None:
+    """The process whose body is at `physical`, if the list `offset` behind points at itself where that is mapped."""
+    try:
+        links = guest.physical.read(physical + offset, 2 * guest.types.pointer_size)
+    except UnreadableMemoryError:
+        return None
+    flink, blink = links[: len(links) // 2], links[len(links) // 2 :]
+    address = int.from_bytes(flink, "little") - offset
+    if flink != blink or address < guest.kernel_start or (address ^ physical) % PAGE_SIZE:
+        return None
+    return _process(guest, address, scanned=True) if guest.resolver.translate(guest.dtb, address) == physical else None
+
+
+def _tagged_blocks(guest: Guest, offset: int) -> Iterator[int]:
+    """The physical address of each aligned place whose pool tag, `offset` behind it, is a process's."""
+    step = 2 * guest.types.pointer_size
+    for run in guest.physical.runs:
+        for at in range(run.start, run.end - step + 1, _CHUNK):
+            try:
+                words = guest.physical.view(at, min(_CHUNK, run.end - at) // step * step).view("<u4")
+            except UnreadableMemoryError as error:
+                guest.warn(f"scan of the pool: {error}")
+                continue
+            tags = words.reshape(-1, step // 4)[:, offset // 4]
+            for place in np.flatnonzero((tags & _TAG) == _PROC):
+                yield at + int(place) * step
+
+
+def _type_of(guest: Guest, body: int) -> str:
+    header = guest.struct("_OBJECT_HEADER", body - guest.types.offset("_OBJECT_HEADER", "Body"))
+    return guest.objects.type_name(header)
+
+
+def _process(guest: Guest, body: int, pid: int | None = None, *, scanned: bool = False) -> Process | None:
+    """The process at `body`, if what is there is one (that with `pid`): its object header says so.
+
+    One that was `scanned` for, where no pointer led, has to say more of itself.
+    """
     if body < guest.kernel_start:
         return None
     try:
-        header = guest.struct("_OBJECT_HEADER", body - guest.types.offset("_OBJECT_HEADER", "Body"))
-        if guest.objects.type_name(header) != "Process":
+        if _type_of(guest, body) != "Process":
             return None
         process = Process(guest, guest.struct("_EPROCESS", body))
-        if pid is None and not (_is_dispatched_as_process(process) and 0 < process.pid < _LARGEST_PID):
+        if scanned and not (_is_dispatched_as_process(process) and 0 < process.pid < _LARGEST_PID):
             return None
         return process if pid in (None, process.pid) and is_plausible(process) else None
     except UnreadableMemoryError:
