@@ -143,13 +143,13 @@ class LiveGuest(Guest):
     def pause(self) -> None:
         """Stop all vCPUs; no effect when they are stopped."""
         self.vm.pause()
-        self._runs = False
+        self._runs = self.resolver.runs = False
         self.new_pause()
 
     def resume(self) -> None:
         """Let all vCPUs run; what is read meanwhile may be torn between two moments, and is never kept."""
         self.vm.resume()
-        self._runs = True
+        self._runs = self.resolver.runs = True
         self.new_pause()
 
     def step(self, vcpu: int = 0) -> Stop:
@@ -344,7 +344,7 @@ class LiveGuest(Guest):
         try:
             stop = self.vm.run_until_stop(timeout)
         finally:
-            self._runs = False
+            self._runs = self.resolver.runs = False
             self.new_pause()
         if stop is None:
             return False

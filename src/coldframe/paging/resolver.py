@@ -39,6 +39,10 @@ from coldframe.paging.swizzle import unswizzle
 _VALID_OR_LARGE = VALID | LARGE
 
 
+RUNNING = float("nan")
+"""The epoch of a guest that runs: it equals none, itself included, so that nothing which was kept is used."""
+
+
 class Resolver(Asks):
     """Finds pages in one guest's memory.
 
@@ -49,7 +53,7 @@ class Resolver(Asks):
     bytes a table of PTEs maps.
 
     The resolver itself keeps nothing of the guest's memory. `epoch` counts the calls of `drop_caches`: what others keep
-    (`AddressSpace` its translations) is good for one epoch.
+    (`AddressSpace` its translations) is good for one epoch. While the guest runs it is `RUNNING`, which nothing equals.
     """
 
     def __init__(
@@ -75,7 +79,10 @@ class Resolver(Asks):
         self.format = format
         self.kernel_dtb = kernel_dtb
         self.invalid_pte_mask = invalid_pte_mask
-        self.epoch = 0
+        self.epoch: float = 0
+        self.runs = False
+        """Whether the guest runs while it is read; whoever changes this calls `drop_caches` then."""
+        self._drops = 0
 
         # For each level above the PTEs: name, shift and mask that give the entry's offset in its table, the frame
         # mask of a large entry (or 0), and how much one entry maps.
@@ -99,7 +106,8 @@ class Resolver(Asks):
 
     def drop_caches(self) -> None:
         """Make every translation kept from now on a new one; whoever lets the guest run calls this."""
-        self.epoch += 1
+        self._drops += 1
+        self.epoch = RUNNING if self.runs else self._drops
 
     def resolve(self, dtb: int, address: int, vads: FindsVads | None = None, *, depth: int = 0) -> Page:
         """The page of `address` in the address space of `dtb`, with every entry read on the way.
@@ -117,6 +125,11 @@ class Resolver(Asks):
             steps, reason = page.steps + told.steps, told.reason or page.reason
             page = replace(page, steps=steps, source=told.source, reason=reason)
         return page if self.supplied(page) is None else replace(page, supplied=True, reason="", hole=0)
+
+    def look(self, dtb: int, address: int, vads: FindsVads | None = None) -> Page:
+        """As `resolve`, without asking the page source whether it has the page."""
+        notes = Notes(address)
+        return notes.page(self._walk(dtb, address, vads, notes))
 
     def translate(self, dtb: int, address: int, vads: FindsVads | None = None) -> int | None:
         """The guest-physical address of the byte at `address`, or None where `resolve` finds none in RAM."""

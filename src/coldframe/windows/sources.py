@@ -74,6 +74,9 @@ class PageSources:
         """See `PageSource`."""
         if page.state is State.COMPRESSED:
             return None if self.store is None else self.store.read_page(page)
+        self._renew()
+        if page.state is State.PAGEFILE and page.pagefile is not None:
+            return self.paging_files.read_page(page.pagefile.number, page.pagefile.offset)
         asked = _absent(page)
         out = np.zeros((1, PAGE_SIZE), np.uint8)
         return out.tobytes() if asked is not None and self.read_pages(asked, out)[0] else None

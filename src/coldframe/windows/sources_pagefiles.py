@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from coldframe.disk import CopiedFile, FileBlocks, NtfsFile
 from coldframe.errors import ColdframeError, FormatError, NotFoundError, UnreadableMemoryError
+from coldframe.memory import PAGE_SIZE
 from coldframe.windows.fileobject import FileObject
 from coldframe.windows.pagingfile import PagingFile
 from coldframe.windows.sources_volumes import GuestVolumes
@@ -114,6 +115,16 @@ class PagingFileSource:
     ) -> NDArray[np.bool_]:
         """Put page i into row `rows[i]` of `out`; returns which were read."""
         return self._each(number, lambda file, some: file.read_pages(offset[some], out, rows[some]))
+
+    def read_page(self, number: int, offset: int) -> bytes | None:
+        """One page; None where it cannot be read."""
+        try:
+            held = self.file(number)
+            if held is None or offset + PAGE_SIZE > held.file.allocated:
+                return None
+            return held.file.raw(offset, PAGE_SIZE)
+        except ColdframeError:
+            return None
 
     def _each(
         self,
