@@ -107,6 +107,41 @@ def test_ram_above_4_gb_lies_where_the_machine_has_it(tmp_path, kind, size, low)
         image.physical.read(low, 1)
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.skipif(QEMU is None, reason="qemu-system-x86_64 is not installed")
+@pytest.mark.parametrize("options", ["cluster_size=64k", "cluster_size=4k", "compat=0.10"])
+def test_the_memory_of_an_internal_snapshot_is_read_from_the_disk(tmp_path, options):
+    disk = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(disk), "80M"], check=True)
+    with pytest.raises(FormatError, match="no snapshot with the state"):
+        open_image(disk)
+    with machine("-m", "32M", "-drive", f"if=none,id=d,file={disk}") as execute:
+        execute("stop")
+        for name in ("first", "second"):
+            assert not execute("human-monitor-command", **{"command-line": f"savevm {name}"})
+        execute("pmemsave", val=0, size=32 << 20, filename=str(tmp_path / "raw"))
+    image = open_image(disk)
+    assert image.format == "QEMU snapshot (qcow2)"
+    (warning,) = image.warnings
+    assert "'second' is taken, not 'first'" in warning
+    memory = (tmp_path / "raw").read_bytes()
+    for start in [*range(0, 0xA0000, PAGE), *range(1 << 20, 32 << 20, PAGE)]:
+        assert image.physical.read(start, PAGE) == memory[start : start + PAGE], hex(start)
+    assert image.registers[0]["cr0"]
+    data = bytearray(disk.read_bytes())
+    for number in range(60):
+        damaged = bytearray(data)
+        damaged[number * 4 + 4 : number * 4 + 8] = (b"\xff" * 4, b"\0" * 4, b"\x7f" * 4)[number % 3]
+        (tmp_path / "damaged").write_bytes(damaged[: len(data) // (1 + number % 2)])
+        with contextlib.suppress(FormatError):
+            open_image(tmp_path / "damaged")
+
+
 # By hand
 
 

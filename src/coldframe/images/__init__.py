@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from coldframe.images import avml, crashdump, crashheader, elf, lime, migration, raw, unpacked, vmware
+from coldframe.images import avml, crashdump, crashheader, elf, lime, migration, qcow2state, raw, unpacked, vmware
 from coldframe.images.image import ImageFile, PhysicalImage
 from coldframe.images.triage import TriageDump, is_triage, open_triage
 
@@ -50,6 +50,8 @@ def _open(file: ImageFile) -> PhysicalImage:
         return avml.open_avml(file)
     if magic.startswith(migration.MAGIC) or bytes(file.data[:16]) == migration.LIBVIRT_MAGIC:
         return migration.open_migration(file)
+    if magic.startswith(qcow2state.MAGIC):
+        return qcow2state.open_snapshot(file)
     if magic[:4] in vmware.MAGICS:
         return vmware.open_state(file)
     state = vmware.state_beside(file)
