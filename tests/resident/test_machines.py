@@ -17,7 +17,7 @@ from coldframe.minint import TruthPage
 from coldframe.minint.truth import read_log
 from coldframe.qemu import VirtualMachine
 from coldframe.qemu.qmp import QmpClient
-from coldframe.resident import BootOptions, Machine, ResidentBoot, boot, restore
+from coldframe.resident import BootEvent, BootOptions, Machine, Phase, ResidentBoot, boot, booting, restore, verify
 from coldframe.resident.machines import start_command, start_disk
 from coldframe.resident.watching import BootTimeoutError
 from coldframe.symbols import SymbolStore
@@ -75,6 +75,46 @@ def test_firmware_without_a_disk_never_becomes_a_kernel(tmp_path: Path) -> None:
     try:
         with pytest.raises(BootTimeoutError, match=r"no NT kernel came up in time; vCPU 0 is at .*firmware"):
             ResidentBoot(vm, SymbolStore(), BootOptions(timeout=1.0)).run()
+    finally:
+        ended(vm)
+
+
+def test_a_kernel_that_is_no_windows(tmp_path: Path) -> None:
+    """minint without the names by which an NT kernel is known: its IDT leads into the upper half, to nothing known."""
+    _, built = make_disk(tmp_path)
+    image = (built / "ntoskrnl.exe").read_bytes()
+    for name in (b"ntkrnlmp.pdb", b"ntoskrnl.exe", b"PsInitialSystemProcess", b"NtBuildNumber"):
+        image = image.replace(name, b"x" * len(name))
+    (tmp_path / "ntoskrnl.exe").write_bytes(image)
+    (tmp_path / "loader.elf").symlink_to(built / "loader.elf")
+    words = ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-m", "128M", "-accel", "tcg", "-cpu", "max"]
+    vm = start_command([*words, *kernel_words(tmp_path)], tmp_path / "qmp")
+    try:
+        with pytest.raises(BootTimeoutError, match=r"in a kernel that is no Windows"):
+            ResidentBoot(vm, symbol_store([built / "symbols"]), BootOptions(timeout=2.0)).run()
+    finally:
+        ended(vm)
+
+
+def test_a_reset_in_mid_boot_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Windows that is set up does; what was set for the first kernel is nothing to the second."""
+    monkeypatch.setattr(booting, "_LOOK", 0.02)  # minint's firmware takes no second
+    disk, built = make_disk(tmp_path)
+    resets: list[BootEvent] = []
+
+    def reset_once(event: BootEvent) -> None:
+        if event.phase is Phase.SMSS and not resets:
+            resets.append(event)
+            vm.qmp("system_reset")
+
+    vm = start_disk(disk, tmp_path / "qmp", minint_machine(built, "PAGEFILES=2"))
+    try:
+        options = BootOptions(timeout=60.0, until="notepad.exe", settle=0.0)
+        boot = ResidentBoot(vm, symbol_store([built / "symbols"]), options, reset_once)
+        report = verify(boot.run(), boot)
+        assert resets
+        assert report.resident, report.problems
+        assert report.prevented == [r"\??\C:\pagefile.sys", r"\??\C:\pagefile1.sys"]
     finally:
         ended(vm)
 

@@ -119,6 +119,7 @@ def boot(
     """
     from coldframe.resident import BootOptions, Machine, restore  # noqa: PLC0415 - only this verb boots
     from coldframe.resident import boot as boot_residently  # noqa: PLC0415
+    from coldframe.resident.watching import BootTimeoutError  # noqa: PLC0415
     from coldframe.target import symbol_store  # noqa: PLC0415
 
     is_command = Path(words[0]).name.startswith("qemu") and shutil.which(words[0]) is not None
@@ -127,22 +128,21 @@ def boot(
     with _progress() as tell:
         try:
             if from_snapshot is not None:
-                guest = restore(words[0], from_snapshot, store=store, machine=machine, qmp=qmp, keep=True)
+                guest = restore(words[0], from_snapshot, store=store, machine=machine, qmp=qmp, keep=not end)
             else:
                 options = BootOptions(images.value, stealth, timeout, until, settle=settle)
                 target = words if is_command else words[0]
                 guest = boot_residently(
-                    target, store=store, machine=machine, options=options, qmp=qmp, keep=True, tell=tell
+                    target, store=store, machine=machine, options=options, qmp=qmp, keep=not end, tell=tell
                 )
-        except KeyboardInterrupt:
-            err.print("[dim]the guest boots on without coldframe[/dim]")
+        except (KeyboardInterrupt, BootTimeoutError) as error:
+            if not end or isinstance(error, KeyboardInterrupt):
+                err.print("[dim]the guest boots on without coldframe[/dim]")
             raise
     with guest:
         report = guest.report
         facts = {**report.facts(), "qmp": guest.qmp, "snapshot": snapshot, "dump": None if dump is None else str(dump)}
         _save(guest, snapshot, dump)
-        if end:
-            guest.keep = False
     if as_json:
         print_json(facts)
     else:

@@ -11,6 +11,7 @@ breakpoint or watchpoint. At no time more than three of the processor's four deb
 
 from __future__ import annotations
 
+import struct
 import time
 
 from coldframe.debug import LiveGuest
@@ -27,6 +28,7 @@ from coldframe.windows.kernel import KERNEL_HALF, FindsSymbols
 
 FIRST_USER_PROCESS = "smss.exe"
 END_OF_PAGING_FILES = "csrss.exe"
+_MOST_CALLS = 1024
 _LOOK = 0.2
 _LOOK_BEFORE_SYSTEM = 0.02
 """Seconds between two looks: at whether the machine was reset, and at what a watchpoint would have told. Some nested
@@ -216,8 +218,9 @@ class ResidentBoot:
                 self.say("images-in-ram", done, name=done)
         elif self._gate is not None and stop.address == self._gate.address:
             call = self._gate.arrived(stop.vcpu)
-            self.calls.append(call)
-            self._say_call(call)
+            if len(self.calls) < _MOST_CALLS:  # a guest may call for ever
+                self.calls.append(call)
+                self._say_call(call)
 
     def _say_call(self, call: PagingFileCall) -> None:
         size = f" of {call.minimum} to {call.maximum} bytes" if call.minimum is not None else ""
@@ -268,9 +271,17 @@ class ResidentBoot:
             held = guest.memory.read(guest.location.base, 2) == b"MZ"
         except ColdframeError:
             held = False
-        tables = self.vm.descriptor_tables(0)
-        if not held or tables.idt_base < KERNEL_HALF:
+        if not held or not self._handles_faults(guest, self.vm.descriptor_tables(0).idt_base):
             raise _RestartError
+
+    def _handles_faults(self, guest: LiveGuest, idt: int) -> bool:
+        """Whether the page-fault gate of the IDT at `idt` leads into this kernel: its fields as SDM volume 3,
+        6.14.1."""
+        try:
+            low, _, _, middle, high = struct.unpack("<HHHHI4x", guest.memory.read(idt + 14 * 16, 16))
+        except ColdframeError:
+            return False
+        return low | middle << 16 | high << 32 in guest.kernel
 
     # Small things
 

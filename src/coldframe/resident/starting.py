@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coldframe.debug import LiveGuest
-from coldframe.errors import ColdframeError, UsageError
+from coldframe.errors import ColdframeError, GuestGoneError, UsageError
 from coldframe.qemu import VirtualMachine
 from coldframe.resident.booting import ResidentBoot
 from coldframe.resident.machines import Machine, attach_paused, start_command, start_disk
@@ -67,7 +68,8 @@ def boot(
     `target` is a disk image (a path), a QEMU command line (a sequence of words), a QMP socket or a libvirt domain.
     `qmp` is where the QMP socket of a machine that is started shall be (default: beside the working directory's other
     files, named after the disk). `keep` leaves a machine that was started running in the end. Raises what
-    `ResidentBoot.run` raises; a machine that was started is ended then unless `keep`, one attached to boots on.
+    `ResidentBoot.run` raises; a machine that was started is ended then unless `keep`, one attached to boots on. Ctrl-C
+    lets either boot on.
     """
     vm, socket, ours = _machine(target, machine, qmp)
     keep = keep or not ours
@@ -77,10 +79,11 @@ def boot(
         guest = ResidentGuest.of_machine(vm, store)
         guest.qmp, guest.keep = socket, keep
         guest.report = verify(guest, steered)
-    except BaseException:
-        if not keep:
+    except BaseException as error:
+        if not keep and not isinstance(error, KeyboardInterrupt):
             _quit(vm)
-        vm.close()
+        with suppress(GuestGoneError):  # the error under way says more
+            vm.close()
         raise
     return guest
 
@@ -103,16 +106,15 @@ def restore(
     except BaseException:
         if not keep:
             _quit(vm)
-        vm.close()
+        with suppress(GuestGoneError):
+            vm.close()
         raise
     return guest
 
 
 def _quit(vm: VirtualMachine) -> None:
-    try:
+    with suppress(ColdframeError):  # it may end before it answers
         vm.qmp("quit")
-    except ColdframeError:  # it may end before it answers
-        return
 
 
 def _machine(
