@@ -96,6 +96,8 @@ def write_process(
                         progress(done + address - run.address + len(data), total)
             at, done = at + run.size, done + run.size
             file.extend(at)
+            if progress is not None:
+                progress(done, total)
     manifest = path.with_name(f"{path.name}.manifest.json")
     with Output(manifest) as file:
         at = 0
