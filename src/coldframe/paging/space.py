@@ -21,7 +21,7 @@ _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-BULK = 1 << 18
+BULK = 1 << 19
 """Bytes: reads of so many and more look at tables as arrays, not at one page after the other."""
 _STRAIGHT = 1 << 14
 """Bytes: reads of so many look at what entries of a table stand side by side."""
@@ -132,6 +132,9 @@ class AddressSpace:
         start, stop, held = self._physical.hot
         if min(frames) < start or max(frames) + PAGE_SIZE > stop:
             return None
+        if frames[-1] - frames[0] == (len(frames) - 1) * PAGE_SIZE and frames == sorted(set(frames)):  # side by side
+            first = frames[0] - start + (address & PAGE_MASK)
+            return held[first : first + size].tobytes()
         parts = [held[frame - start : frame - start + PAGE_SIZE] for frame in frames]
         parts[-1] = parts[-1][: ((end - 1) & PAGE_MASK) + 1]
         parts[0] = parts[0][address & PAGE_MASK :]
