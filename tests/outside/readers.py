@@ -10,6 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -87,11 +88,16 @@ class UnopenedError(Exception):
 
 
 def vol(*words: str) -> list[Row]:
-    """What volatility3 prints."""
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "vol"), "-q", "--offline", "-r", "json", *words],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+    """What volatility3 prints.
+
+    It gets a cache of its own: of one that several share it may not know the symbols, and then deletes their file to
+    make room for a download.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "vol"), "-q", "--offline", "--cache-path", cache, "-r", "json", *words],
+            capture_output=True, text=True, check=False, timeout=200,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     rows: list[Row] = json.loads(done.stdout)
     return rows

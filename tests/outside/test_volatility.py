@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
-from coldframe.symbols import load_pdb, write_isf
 from outside.dump import Frozen
+from outside.readers import isf_folder, vol
 
 pytestmark = [
     pytest.mark.minint,
@@ -33,21 +29,11 @@ Rows: TypeAlias = Callable[..., list[dict[str, object]]]
 @pytest.fixture(scope="module")
 def rows(frozen: Frozen) -> Rows:
     """`rows(plugin, words...)`: what a plugin of volatility3 prints of the dump."""
-    kernel = load_pdb(frozen.symbols / "ntkrnlmp.pdb")
-    isf = frozen.image.parent / "isf"
-    path = isf / "windows" / "ntkrnlmp.pdb" / f"{kernel.identity.guid}-{kernel.identity.age}.json.xz"
-    path.parent.mkdir(parents=True)
-    write_isf(kernel, path)
+    isf = isf_folder(frozen.image.parent / "isf", frozen.symbols)
 
     def run(plugin: str, *words: str) -> list[dict[str, object]]:
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / "vol"), "-q", "--offline", "-r", "json", "-s", str(isf),
-             "-f", str(frozen.image), plugin, *words],
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        answer: list[dict[str, object]] = json.loads(done.stdout)
-        assert answer, done.stderr[-2000:]
+        answer: list[dict[str, object]] = vol("-s", isf, "-f", str(frozen.image), plugin, *words)
+        assert answer
         return answer
 
     return run

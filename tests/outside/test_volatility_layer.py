@@ -111,3 +111,54 @@ def test_a_running_guest_is_read_and_runs_on(tmp_path: Path) -> None:
         with coldframe.attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
             assert [row["PID"] for row in rows] == [process.pid for process in guest.processes]
             assert guest.vm.was_running
+
+
+RULES = """
+rule words {
+    strings:
+        $a = "paragraph" nocase ascii wide
+        $b = "Documents" wide
+        $c = { 4d 5a 78 00 }
+    condition:
+        any of them
+}
+"""
+
+
+def test_yara_rules_find_what_vadyarascan_finds(frozen: Frozen, tmp_path: Path) -> None:
+    pytest.importorskip("yara_x", reason="yara-x is not installed (extra `yara`)")
+    from coldframe.paging.yara import Rules
+
+    rules = tmp_path / "rules.yar"
+    rules.write_text(RULES)
+    isf = isf_folder(tmp_path / "isf", frozen.symbols)
+    words = ("windows.vadyarascan", "--yara-file", str(rules))
+    told = {
+        (row["PID"], row["Offset"], row["Component"])
+        for row in vol("-p", str(PLUGINS), "-s", isf, "-f", str(frozen.image), *words)
+    }
+    compiled = Rules.load(rules)
+    found = {
+        (process.pid, hit.match.address, hit.pattern)
+        for process in frozen.guest.processes
+        for hit in compiled.search(process.memory)
+    }
+    assert len(found) > 10
+    assert found == told
+
+
+COMMON = ("pslist", "psscan", "pstree", "modules", "vadinfo", "dlllist", "handles", "memmap", "dumpfiles", "malfind")
+
+
+@pytest.mark.parametrize("plugin", COMMON)
+def test_common_plugins_run_through_the_layer(frozen: Frozen, plugin: str, tmp_path: Path) -> None:
+    if frozen.guest.build != 19041:
+        pytest.skip("one layout is enough")
+    isf = isf_folder(tmp_path / "isf", frozen.symbols)
+    notepad = frozen.guest.process("notepad.exe").pid
+    words = ["--pid", str(notepad)] if plugin in {"memmap", "dumpfiles"} else []
+    rows = vol("-o", str(tmp_path), "-p", str(PLUGINS), "-s", isf, "-f", str(frozen.image), f"windows.{plugin}", *words)
+    assert rows or plugin in {
+        "handles",
+        "malfind",
+    }  # of minint's handles volatility3 makes nothing with its layer either
