@@ -65,7 +65,10 @@ def scene(path: Path) -> Scene:
     stack[0x80:0x88] = (DRIVER[1] + 0x12345).to_bytes(8, "little")
     stack[0xC0:0xC8] = (DRIVER[1] + 0x123).to_bytes(8, "little")  # in its headers: no code
     dump = MiniDump(
-        blocks=[(0xFFFFA884_88000120, b"block zero" * 20), (inside & ~0xF, b"\x90" * 64)],
+        blocks=[
+            (0xFFFFA884_88000120, b"block zero" * 20),
+            (inside - 8, b"\x90" * 3 + b"\xe8" + bytes(4) + b"\x90" * 48),
+        ],
         stack=(STACK, bytes(stack)),
         drivers=[("ntoskrnl.exe", image.base, image.size), DRIVER],
         copies={name: bytes(copy) for name, copy in copies.items()},
@@ -152,6 +155,8 @@ def test_each_frame_of_the_stack_says_how_it_was_found(built, tmp_path):
         assert (second.address, third.address) == (built.dump.registers["rip"], DRIVER[1] + 0x12345)
         assert str(third) == "ntfs+0x12345"
         assert second.stack_pointer == STACK + 0x48
+        assert "behind a call" in second.how
+        assert "no block holds its code" in third.how
     for frame in (second, third):
         assert frame.how.startswith("scan: found at")
         assert "stale" in frame.how
