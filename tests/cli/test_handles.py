@@ -74,9 +74,10 @@ def test_ps_has_its_fields_and_with_all_what_found_each(dump: list[str]) -> None
     assert all(list(row) == PROCESS_FIELDS for row in plain)
     assert all(list(row) == [*PROCESS_FIELDS, "found_by"] for row in everywhere)
     assert {row["pid"] for row in plain} <= {row["pid"] for row in everywhere}
-    assert {row["found_by"] for row in everywhere if row["exited"] is None} == {"list, cid table"}
+    lists = "list, cid table, threads, handle tables"
+    assert {row["found_by"] for row in everywhere if row["exited"] is None} == {lists}
     scanned = rows("ps", *dump, "--scan")
-    assert {row["found_by"] for row in scanned if row["exited"] is None} == {"list, cid table, scan"}
+    assert {row["found_by"] for row in scanned if row["exited"] is None} == {f"{lists}, scan, pool"}
 
 
 def test_the_table_for_people_has_the_column(dump: list[str]) -> None:

@@ -89,6 +89,7 @@ def differences(built: Scene, resolver: Resolver) -> list[str]:
     """What the resolver, in its three uses, finds otherwise than it was built; empty when all is right."""
     wrong = []
     offset = 0x358
+    levels = [level.name for level in resolver.format.levels]
     spaces = {dtb: AddressSpace(resolver, dtb, built.vads) for dtb in (built.dtb, built.builder.kernel_dtb)}
     for case in built.cases:
         page = resolver.resolve(case.dtb, case.address + offset, built.vads)
@@ -112,6 +113,9 @@ def differences(built: Scene, resolver: Resolver) -> list[str]:
             wrong.append(f"{case.name}: built {expected}, found {found}, {page.reason!r}, {steps}")
         if content != case.content:
             wrong.append(f"{case.name}: other bytes")
+        told = [step.level for step in page.steps if step.level in levels]
+        if told != levels[: len(told)] or not told:
+            wrong.append(f"{case.name}: steps {told}")
         if case.says not in page.reason or bool(page.reason) == page.readable:
             wrong.append(f"{case.name}: reason {page.reason!r}")
         if resolver.translate(case.dtb, case.address + offset, built.vads) != page.physical:

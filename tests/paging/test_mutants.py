@@ -13,6 +13,9 @@ from types import ModuleType
 
 import pytest
 
+from builder import MB, PAGE, ImageBuilder, pattern
+from coldframe.errors import UnreadableMemoryError
+from coldframe.paging import FORMATS
 from coldframe.paging import layout as layout_module
 from coldframe.paging import resolver as resolver_module
 from coldframe.paging.layout import PteLayout
@@ -35,6 +38,20 @@ ZERO = f"if {SLOT} == 0:"
 
 RULES = {
     "_walk": [
+        ("addresses need not be canonical", "if not 0 <= address < self._low_end and", "if False and"),
+        ("the lower half ends late", "if not 0 <= address < self._low_end and", "if not 0 <= address < 1 << 63 and"),
+        ("the upper half begins early", "not self._high_start <= address", "not 1 << 63 <= address"),
+        ("bit 7 makes a large page at every level", "if stored & LARGE and large_frame:", "if stored & LARGE:"),
+        (
+            "entries on the way are not told",
+            "if notes is not None:\n                    notes",
+            "if False:\n                    notes",
+        ),
+        (
+            "supplied tables are not read",
+            "if supplied is not None:\n                stored",
+            "if False:\n                stored",
+        ),
         ("no large pages", "if stored & LARGE and large_frame:", "if False:"),
         (
             "a PTE's bit 7 is a large page",
@@ -49,6 +66,12 @@ RULES = {
         ("a frame outside RAM is a page", "if physical in self.physical:", "if True:"),
     ],
     "_invalid_table": [
+        ("tables are explained without types", "if layout is None:", "if False:"),
+        (
+            "empty tables are not told",
+            'notes.steps.append(self._step(entry, "not valid; no table',
+            'str(("not valid; no table',
+        ),
         ("transition tables are not followed", "if layout.is_transition(value):", "if False:"),
         ("a transition table is the data page", TABLE, "return self._in_ram(table, State.TRANSITION, notes)"),
         ("a transition table's bit 7 is a large page", TABLE, f"return ABSENT if value & LARGE else {TABLE[7:]}"),
@@ -59,8 +82,10 @@ RULES = {
     ],
     "_paged_table": [
         ("paged-out tables are not noted", "notes.passes(Via.PAGED_TABLE)", "pass"),
+        ("supplied tables are not used", "if held is not None:", "if False:"),
     ],
     "_invalid_pte": [
+        ("PTEs are explained without types", "if layout is None:", "if False:"),
         ("PTEs are not unswizzled", UNSWIZZLE, "entry.stored"),
         ("a zero PTE is not looked up in the VADs", "value == 0 or ", ""),
         ("the marker is not known", f"({MARKER} and not layout.is_transition(value))", "False"),
@@ -93,7 +118,14 @@ RULES = {
         ("no subsections", PROTOTYPE, "if False:"),
         ("bit 11 comes before the subsection bit", PROTOTYPE, REKALL),
     ],
+    "_absent_prototype_pte": [
+        ("supplied prototype PTEs are not used", "if held is not None:", "if False:"),
+    ],
+    "_subsection": [
+        ("no subsection is described", "if subsections is not None:", "if False:"),
+    ],
     "_prototype_pte": [
+        ("a prototype PTE may lie anywhere", "if pointer & (self._entry_size - 1):", "if False:"),
         ("prototype PTEs are read by another DTB", "self.locate(self.kernel_dtb", "self.locate(0"),
         (
             "prototype PTEs in pages of zeros are not there",
@@ -103,6 +135,9 @@ RULES = {
         ("a circle of prototypes is followed", "elif depth >= MAX_DEPTH:", "elif False:"),
     ],
     "_vad": [
+        ("an address without VADs has none", " or vads is None:", ":"),
+        ("a VAD is taken for granted", "if vad is None:", "if vad is None and notes:"),
+        ("VADs that cannot be read stop the walk", "except TROUBLE as error:", "except ZeroDivisionError as error:"),
         (
             "kernel addresses are looked up in the VADs",
             "address >= self.format.user_end or vads is None",
@@ -132,8 +167,64 @@ def mutated(function: str, old: str, new: str) -> ModuleType:
     return module
 
 
+class Gone:
+    """VADs that cannot be read."""
+
+    def vad_page(self, address):
+        raise UnreadableMemoryError(0xFFFF9A0000000000, 8, "gone")
+
+
+class PagingFile:
+    """A page source with three pages: a table, one of prototype PTEs, one of data."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def read_page(self, page):
+        return self.held.get(page.pagefile.offset) if page.pagefile else None
+
+
+def edges(make_resolver):
+    """What a small image shows beside the scenes: what is no address, no type, no VAD; tables from a page source."""
+    types = types_of(WHOLE[0])
+    builder, kernel, user = ImageBuilder(types, ram=((0, 8 * MB),)), 0xFFFFF80000000000, 0x7FF600000000
+    dtb, layout = builder.kernel_dtb, PteLayout.from_types(types)
+    right = resolver_module.Resolver(builder.physical(), FORMATS["4-level"], layout, kernel_dtb=dtb)
+    resolver = make_resolver(right)
+    first = builder.map(dtb, user, pattern(1))
+    for address in (1 << 47, 1 << 63, (1 << 63) + user, (1 << 64) - (1 << 47) - 1, -1, 1 << 64):
+        yield "no address" in resolver.resolve(dtb, address).reason and resolver.translate(dtb, address) is None
+    yield [step.level for step in resolver.resolve(dtb, user).steps] == ["PML4E", "PDPTE", "PDE", "PTE"]
+    builder.set_entry(dtb, user, builder.get_entry(dtb, user, "PML4E") | 0x80, "PML4E")
+    yield resolver.translate(dtb, user + 8) == first + 8
+    yield (
+        "name the process" in resolver.resolve(dtb, user + PAGE).reason and resolver.translate(dtb, user + PAGE) is None
+    )
+    yield "cannot be read" in resolver.resolve(dtb, user + PAGE, Gone()).reason
+    yield resolver.translate(dtb, user + PAGE, Gone()) is None
+    builder.set_entry(dtb, user + PAGE, builder.prototype(builder.allocate_pool(PAGE) + 4))
+    yield "not a multiple" in resolver.resolve(dtb, user + PAGE).reason
+    untyped = type(resolver)(builder.physical(), FORMATS["4-level"], None, kernel_dtb=dtb)
+    yield all("needs the kernel's types" in untyped.resolve(dtb, at).reason for at in (user + PAGE, 1 << 40))
+    yield untyped.translate(dtb, user + PAGE) is None and untyped.translate(dtb, 1 << 40) is None
+    table = builder.get_entry(dtb, user, "PDE") & 0xFFFFFFFFFF000
+    held = {0x1000: builder.read_physical(table, PAGE), 0x2000: builder.hardware(first).to_bytes(8, "little") * 512}
+    builder.set_entry(dtb, user, builder.paged(0, 0x1000), "PDE")
+    builder.set_entry(dtb, kernel, builder.paged(0, 0x2000))
+    builder.set_entry(dtb, kernel + PAGE, builder.prototype(kernel))
+    yield resolver.translate(dtb, user) is None and resolver.translate(dtb, kernel + PAGE) is None
+    resolver.pages = PagingFile(held)
+    yield resolver.translate(dtb, user) == first and resolver.translate(dtb, kernel + PAGE) == first
+    yield resolver.resolve(dtb, user).physical == resolver.resolve(dtb, kernel + PAGE).physical == first
+
+
 def noticed(make_resolver) -> bool:
-    """Whether some scene shows that this resolver is wrong; scenes with and without swizzling."""
+    """Whether an edge or some scene shows that this resolver is wrong; scenes with and without swizzling."""
+    try:
+        if not all(edges(make_resolver)):
+            return True
+    except Exception:  # a mutant may do anything
+        return True
     (kernel,) = WHOLE
     for variant in ("mask bit 45", "unswizzled"):
         built, right = scene(kernel, "4-level", variant)
@@ -141,7 +232,7 @@ def noticed(make_resolver) -> bool:
         try:
             if differences(built, resolver):
                 return True
-        except (RecursionError, AssertionError):
+        except Exception:
             return True
     return False
 
