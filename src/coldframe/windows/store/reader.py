@@ -226,8 +226,12 @@ def _lz4(data: bytes) -> bytes:
 def _record_steps(store: Store, stored: Stored) -> list[Step]:
     combined = f", shared by {stored.combined} records before it" if stored.combined else ""
     form = "stored as it is" if stored.size == PAGE_SIZE else f"{stored.size} bytes compressed"
-    owner = f"{store.owner.name} ({store.owner.pid})"
     return [
         Step("store record", stored.record, stored.record_key, f"record at {stored.record:#x}{combined}: {form}"),
-        Step("store region", stored.address, stored.size, f"region {stored.region}: {stored.address:#x} in {owner}"),
+        Step(
+            "store region",
+            stored.address,
+            stored.size,
+            f"region {stored.region}: {stored.address:#x} in {store.owned_by}",
+        ),
     ]

@@ -86,6 +86,7 @@ class Store:
             self._header = 0 if layout.header is None else self._memory.u32(address + layout.header)
             self._regions = self._pointer(layout.regions)
             self.owner = self._owner(self._pointer(layout.owner))
+            self.owned_by = f"{self.owner.name} ({self.owner.pid})"
             self.format = None if layout.algorithm is None else self._memory.u16(address + layout.algorithm)
         if not 0 < self._shift <= _LARGEST_REGION or self._mask >> self._shift:
             raise FormatError(f"store: store {index} has regions of {self._mask:#x} units under {self._shift} bits")
@@ -160,7 +161,7 @@ class Store:
 
     def data(self, stored: Stored) -> bytes:
         """The bytes as stored; raises `FormatError` saying what of the owner's memory cannot be read."""
-        with naming(f"region {stored.region} of store {self.index}, in {self.owner.name} ({self.owner.pid})"):
+        with naming(f"region {stored.region} of store {self.index}, in {self.owned_by}"):
             return self.owner.memory.read(stored.address, stored.size)
 
 
