@@ -14,16 +14,21 @@ from coldframe.symbols import SymbolFile, TableCache
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / ".." / "shared" / "symbols"
+X86 = 32
 TABLES = TableCache(ROOT / "build" / "symbols")
 
 
-def kernel_files() -> list[Path]:
-    """ISF files of kernels, by name; empty where there are none."""
+def kernel_files(bits: int = 64) -> list[Path]:
+    """ISF files of 64-bit or of 32-bit kernels, by name; empty where there are none.
+
+    Those of 32-bit kernels have `x86` in their names or their folder's.
+    """
     folders = [SHARED / "ntkrnlmp.pdb"]
     more = os.environ.get("COLDFRAME_ISF_DIR")
     if more:
         folders += [Path(folder) for folder in more.split(os.pathsep)]
     found = {path.name: path for folder in folders for path in folder.rglob("*.json*") if path.is_file()}
+    found = {name: path for name, path in found.items() if ("x86" in f"{path.parent.name}/{name}") == (bits == X86)}
     part, _, parts = os.environ.get("COLDFRAME_ISF_SHARE", "1/1").partition("/")
     return [found[name] for name in sorted(found)][int(part) - 1 :: int(parts)]
 

@@ -15,7 +15,7 @@ from coldframe.windows import Guest
 
 NTDLL, TEXT = "\\WINDOWS\\system32\\ntdll.dll", "\\a.txt"
 PDBS = {NT52: "ntoskrnl.pdb", SEVEN_PAE: "ntkrpamp.pdb"}
-MORE = [path for path in kernel_files() if "x86" in path.name]
+MORE = kernel_files(32)
 
 
 class Store:
