@@ -21,7 +21,7 @@ from coldframe.symbols.model import PdbIdentity, SymbolFile
 from coldframe.windows import Guest
 from coldframe.windows.store import CompressedStore
 from store.test_xpress import words
-from store.writer import BUILDS, DATA_MGR, KEY_TO_STORE_TREE, PAGES_TREE, Kind, Numbers, Shape, StoreWriter
+from store.writer import BUILDS, DATA_MGR, GLOBALS, KEY_TO_STORE_TREE, PAGES_TREE, Kind, Numbers, Shape, StoreWriter
 
 STORE = 2
 AT = 0x1_4000_0000
@@ -346,7 +346,7 @@ def test_a_kernel_that_compressed_nothing_yet_says_so() -> None:
     scene = Scene()
     address = AT
     scene.image.set_entry(scene.notepad.dtb, address, scene.image.paged(STORE, 5 * PAGE))
-    scene.image.code("?SmGlobals@@3U_SM_GLOBALS@@A")
+    scene.image.code(GLOBALS)
     scene.image.finish()
     guest = Guest.open(scene.image.physical(), Symbols(scene.symbol_file), [scene.image.registers(scene.notepad)])
     assert "nothing was compressed yet" in guest.process(812).memory.resolve(address).reason

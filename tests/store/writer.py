@@ -22,8 +22,31 @@ Kind = Literal["compressed", "raw", "combined", "zeros"]
 
 
 @dataclass(frozen=True)
+class Width:
+    """What all builds of one width have: ST_DATA_MGR in SMKM_STORE; in it SMHP_CHUNK_METADATA, the pointer back, mask and
+    shift of a record's key; in the chunk metadata four numbers; sizes; a tree's node and entry; where regions may lie."""
+
+    pointer: int
+    key_to_store_tree: int
+    store_metadata: int
+    data_mgr: int
+    chunks: int
+    smkm_store: int
+    region_mask: int
+    region_shift: int
+    chunk_numbers: tuple[int, int, int, int]
+    node: str
+    entry: str
+    base: int
+
+
+X64 = Width(8, 0x1C0, 0x28, 0x50, 0xC0, 0x320, 0x328, 0x32C, (0x108, 0x10C, 0x110, 0x118), "<HBBIQ", "<IIQ", 1 << 32)
+X86 = Width(4, 0xF4, 0x14, 0x38, 0x6C, 0x1C0, 0x1C4, 0x1C8, (0x88, 0x8C, 0x90, 0x98), "<HBBI", "<II", 0x200_0000)
+
+
+@dataclass(frozen=True)
 class Numbers:
-    """One build's: (SmGlobals + where, less what) or None; the rest relative to SMKM_STORE, ST_DATA_MGR at +0x50."""
+    """One build's: (SmGlobals + where, less what) or None; the rest relative to SMKM_STORE."""
 
     build: int
     pointer: tuple[int, int] | None
@@ -32,6 +55,8 @@ class Numbers:
     owner: int
     header: int | None
     number_in_key: bool = True
+    width: Width = X64
+    chunk_entry: int = 16
 
 
 BUILDS = [
@@ -49,13 +74,17 @@ BUILDS = [
     Numbers(22631, (8, 0x7A8), 0x50 + 0x3E0, 0x1848, 0x19B8, 0x50 + 824),
     Numbers(26100, (0x10, 0xC30), None, 0x1B70, 0x1D08, 0x50 + 824, number_in_key=False),
 ]
-KEY_TO_STORE_TREE = 0x1C0
-STORE_METADATA = 0x28
-DATA_MGR = 0x50
-PAGES_TREE, CHUNKS, SMKM_STORE, REGION_MASK, REGION_SHIFT = (
-    DATA_MGR + offset for offset in (0, 0xC0, 0x320, 0x328, 0x32C)
-)
-BIT_VALUE, PER_CHUNK, RECORD_SIZE, HEADER_SIZE = 0x108, 0x10C, 0x110, 0x118
+BUILDS_32 = [
+    Numbers(14393, None, 0x38 + 0x220, 0x1124, 0x1204, None, width=X86, chunk_entry=8),
+    Numbers(15063, None, 0x38 + 0x220, 0x1174, 0x1244, None, width=X86, chunk_entry=12),
+    Numbers(16299, None, 0x38 + 0x224, 0x1184, 0x1254, None, width=X86, chunk_entry=12),
+    Numbers(17763, None, 0x38 + 0x224, 0x1184, 0x1254, None, width=X86, chunk_entry=12),
+    Numbers(19041, None, 0x38 + 0x224, 0x1184, 0x125C, None, width=X86, chunk_entry=12),
+    Numbers(19045, None, 0x38 + 0x224, 0x1184, 0x125C, None, width=X86, chunk_entry=12),
+]
+KEY_TO_STORE_TREE = X64.key_to_store_tree
+DATA_MGR = PAGES_TREE = X64.data_mgr
+GLOBALS = "?SmGlobals@@3U_SM_GLOBALS@@A"
 XPRESS = 3
 ALL_ONES = 0xFFFF_FFFF
 
@@ -87,12 +116,11 @@ class _Record:
 class StoreWriter:
     """A store whose regions lie in `owner`'s memory from `base` on; `finish` writes what was added."""
 
-    image: WindowsBuilder
+    image: WindowsBuilder  # or a Windows32Builder, which is one
     numbers: Numbers
     owner: BuiltProcess
     number: int = 2
     shape: Shape = field(default_factory=Shape)
-    base: int = 0x1_0000_0000
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -166,7 +194,7 @@ class StoreWriter:
     def region_address(self, region: int) -> int:
         """Where region `region` lies in the owner."""
         size = max(16 << self.shape.region_shift, 0x10000)
-        return self.base + region * (size + 0x10000)
+        return self.numbers.width.base + region * (size + 0x10000)
 
     # What is written
 
@@ -177,38 +205,39 @@ class StoreWriter:
             used = len(data.rstrip(b"\0"))
             for offset in range(0, max(used, 1), PAGE):
                 put(self.region_address(number) + offset, bytes(data[offset : offset + PAGE]))
-        image, numbers = self.image, self.numbers
+        image, numbers, width = self.image, self.numbers, self.numbers.width
         manager = self._manager()
         self.manager = manager
         self.store = image.allocate_pool(0x2000, align=PAGE)
-        metadata = self._tagged(32 * STORE_METADATA, b"smSa")
+        metadata = self._tagged(32 * width.store_metadata, b"smSa")
         row, column = divmod(self.shape.index, 32)
-        self._pointer(manager + 8 * row, metadata)
-        self._pointer(metadata + STORE_METADATA * column, self.store)
+        self._pointer(manager + width.pointer * row, metadata)
+        self._pointer(metadata + width.store_metadata * column, self.store)
         keys = {record.key: record for record in self.records if record.key >= 0}
         flags = 0x400  # bits above the index, as Windows has them
         self.key_root = self._tree(dict.fromkeys(keys, self.shape.index | flags))
-        self._pointer(manager + KEY_TO_STORE_TREE, self.key_root)
+        self._pointer(manager + width.key_to_store_tree, self.key_root)
         self.pages_root = self._tree({key: record.number for key, record in keys.items()})
-        self._pointer(self.store + PAGES_TREE, self.pages_root)
-        self._pointer(self.store + SMKM_STORE, self.store)
-        self._u32(self.store + REGION_MASK, (1 << self.shape.region_shift) - 1)
-        self._u32(self.store + REGION_SHIFT, self.shape.region_shift)
+        data_mgr = self.store + width.data_mgr
+        self._pointer(data_mgr, self.pages_root)
+        self._pointer(data_mgr + width.smkm_store, self.store)
+        self._u32(data_mgr + width.region_mask, (1 << self.shape.region_shift) - 1)
+        self._u32(data_mgr + width.region_shift, self.shape.region_shift)
         if numbers.header is not None:
             self._u32(self.store + numbers.header, self.shape.data_header)
         if numbers.algorithm is not None:
             self._u32(self.store + numbers.algorithm, XPRESS)
         self._pointer(self.store + numbers.owner, self.owner.address)
-        regions = image.allocate_pool(8 * (max(self._regions, default=0) + 1))
+        regions = image.allocate_pool(width.pointer * (max(self._regions, default=0) + 1))
         for number in self._regions:
-            self._pointer(regions + 8 * number, self.region_address(number) | self.random.getrandbits(3) | 1 << 63)
+            flags = self.random.getrandbits(3) | 1 << (8 * width.pointer - 1)
+            self._pointer(regions + width.pointer * number, self.region_address(number) | flags)
         self._pointer(self.store + numbers.regions, regions)
         self._chunks()
 
     def _manager(self) -> int:
         image = self.image
-        name = "?SmGlobals@@3U_SM_GLOBALS@@A"
-        start = image.variable(name)
+        start = image.variable(GLOBALS)
         if self.numbers.pointer is None:
             return start
         block = image.allocate_pool(0x1000 + PAGE, align=PAGE)
@@ -217,11 +246,11 @@ class StoreWriter:
         return block
 
     def _chunks(self) -> None:
-        shape, chunks = self.shape, self.store + CHUNKS
-        self._u32(chunks + BIT_VALUE, shape.chunk_shift)
-        self._u32(chunks + PER_CHUNK, (1 << shape.chunk_shift) - 1)
-        self._u32(chunks + RECORD_SIZE, shape.record_size)
-        self._u32(chunks + HEADER_SIZE, shape.chunk_header)
+        shape, width, entry = self.shape, self.numbers.width, self.numbers.chunk_entry
+        chunks = self.store + width.data_mgr + width.chunks
+        told = (shape.chunk_shift, (1 << shape.chunk_shift) - 1, shape.record_size, shape.chunk_header)
+        for at, value in zip(width.chunk_numbers, told, strict=True):
+            self._u32(chunks + at, value)
         arrays: dict[int, int] = {}
         pages: dict[int, int] = {}
         for record in self.records:
@@ -229,10 +258,10 @@ class StoreWriter:
             if chunk not in pages:
                 which = chunk.bit_length() - 1
                 if which not in arrays:
-                    arrays[which] = self._tagged(16 << which, b"smBA")
-                    self._pointer(chunks + 8 * which, arrays[which])
+                    arrays[which] = self._tagged(entry << which, b"smBA")
+                    self._pointer(chunks + width.pointer * which, arrays[which])
                 pages[chunk] = self.image.allocate_pool(PAGE, align=PAGE)
-                self._pointer(arrays[which] + 16 * (chunk - (1 << which)), pages[chunk])
+                self._pointer(arrays[which] + entry * (chunk - (1 << which)), pages[chunk])
                 self._u32(pages[chunk] + 0x10, chunk)
             at = pages[chunk] + shape.chunk_header + index * shape.record_size
             words = struct.pack("<3I", record.first, record.second, self.random.getrandbits(32))
@@ -248,7 +277,9 @@ class StoreWriter:
         while len(level) > 1:
             above: list[tuple[int, int]] = []
             for some in self._parted(level, self.shape.inner + 1):
-                entries = b"".join(struct.pack("<IIQ", key, 0xAAAAAAAA, child) for key, child in some[1:])
+                form = self.numbers.width.entry
+                gap = (0xAAAAAAAA,) * (len(struct.unpack(form, bytes(struct.calcsize(form)))) - 2)
+                entries = b"".join(struct.pack(form, key, *gap, child) for key, child in some[1:])
                 node = self._node(depth, entries, len(some) - 1, leaf=False, first=some[0][1])
                 above.append((some[0][0], node))
             level, depth = above, depth + 1
@@ -267,7 +298,8 @@ class StoreWriter:
 
     def _node(self, level: int, entries: bytes, count: int, *, leaf: bool, first: int) -> int:
         address = self.image.allocate_pool(PAGE, align=PAGE)
-        self.image.write(address, struct.pack("<HBBIQ", count, level + 1, leaf, 0xBBBBBBBB, first) + entries)
+        gap = (0xBBBBBBBB,) * (self.numbers.width.pointer // 4 - 1)
+        self.image.write(address, struct.pack(self.numbers.width.node, count, level + 1, leaf, *gap, first) + entries)
         return address
 
     def _tagged(self, size: int, tag: bytes) -> int:
@@ -277,7 +309,7 @@ class StoreWriter:
         return address
 
     def _pointer(self, at: int, value: int) -> None:
-        self.image.write(at, value.to_bytes(8, "little"))
+        self.image.write(at, value.to_bytes(self.numbers.width.pointer, "little"))
 
     def _u32(self, at: int, value: int) -> None:
         self.image.write(at, struct.pack("<I", value))
