@@ -23,8 +23,11 @@ Kind = Literal["compressed", "raw", "combined", "zeros"]
 
 @dataclass(frozen=True)
 class Width:
-    """What all builds of one width have: ST_DATA_MGR in SMKM_STORE; in it SMHP_CHUNK_METADATA, the pointer back, mask and
-    shift of a record's key; in the chunk metadata four numbers; sizes; a tree's node and entry; where regions may lie."""
+    """What all builds of one width have.
+
+    ST_DATA_MGR in SMKM_STORE; in it SMHP_CHUNK_METADATA, the pointer back, mask and shift of a record's key; in the
+    chunk metadata four numbers; the forms of a tree's node and entry; where regions may lie.
+    """
 
     pointer: int
     key_to_store_tree: int
