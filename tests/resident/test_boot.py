@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,13 @@ def test_a_kernel_without_a_symbol_is_told_before_it_matters(tmp_path: Path) -> 
         ):
             ResidentBoot(vm, symbol_store([tmp_path / "ntkrnlmp.json"]), QUICK).run()
         machine.wait_for("write", timeout=30)  # and the guest boots on
+
+
+def test_a_guest_that_promised_nearly_all_its_memory_is_warned_of() -> None:
+    """Without a paging file nothing raises the commit limit: 230 of 256 MB are promised to one program."""
+    with steered("STRESS=230 STRESSTHREADS=1", boot=replace(QUICK, settle=2.0)) as seen:
+        found = seen.report
+        assert found.committed is not None
+        assert found.commit_limit is not None
+        assert found.committed > 230 << 20
+        assert any("of the commit limit is used" in note for note in found.notes)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import coldframe
 from coldframe.errors import CapabilityError, GuestGoneError, NotFoundError, UsageError
 from coldframe.minint import TruthPage
 from coldframe.minint.truth import read_log
@@ -22,8 +23,8 @@ from coldframe.resident.machines import start_command, start_disk
 from coldframe.resident.watching import BootTimeoutError
 from coldframe.symbols import SymbolStore
 from coldframe.target import symbol_store
+from resident.steering import MEMORY, kernel_words, make_disk, minint_machine
 from resident.steering import coldframe as command
-from resident.steering import kernel_words, make_disk, minint_machine
 
 pytestmark = pytest.mark.minint
 
@@ -138,8 +139,10 @@ def test_a_snapshot_in_a_new_qemu_has_every_page(tmp_path: Path) -> None:
     commanded = ("-chardev", f"socket,id=c,path={commands},server=on,wait=off", "-serial", "chardev:c")
     machine = minint_machine(built, "PAGEFILES=2", "-serial", f"file:{log}", *commanded)
     store = symbol_store([built / "symbols"])
-    options = BootOptions(until="notepad.exe", settle=2.0)
-    with boot(disk, store=store, machine=machine, qmp=tmp_path / "a.qmp", options=options) as guest:
+    with coldframe.boot(
+        disk, symbols=[built / "symbols"], memory=MEMORY, vcpus=2, accelerator="tcg", bus="virtio", extra=machine.extra,
+        qmp=tmp_path / "a.qmp", until="notepad.exe", settle=2.0,
+    ) as guest:  # fmt: skip
         assert guest.report.resident, guest.report.problems
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(commands))
