@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
 import coldframe
 from coldframe.debug import LiveGuest
 from coldframe.minint import Minint, Truth, TruthPage
 from coldframe.paging import AddressSpace, State, Via
+from coldframe.windows.sources_files import page_behind
 
 pytestmark = pytest.mark.minint
 
@@ -86,6 +88,30 @@ def test_pages_in_paging_files_are_named_with_their_place(frozen: tuple[LiveGues
         assert page.pagefile is not None
         number, offset = page.pagefile
         assert space_of(guest, page).resolve(page.address).source == f"disk:{names[number]}@{offset:#x}"
+
+
+def test_image_pages_from_the_file_are_those_that_faults_brought_in(frozen: tuple[LiveGuest, Truth]) -> None:
+    """Every page of an image that is in RAM, against the same page made from the file: relocated, zero behind."""
+    guest, _ = frozen
+    files, size = guest.pages.files, guest.layout.entry_size
+    assert files is not None
+    seen: set[int] = set()
+    compared = relocated = 0
+    views = (vad for process in guest.processes for vad in process.vads if vad.kind == "Image")
+    for subsection in (each for vad in views for each in guest.sections.chain(vad.struct.integer("Subsection"))):
+        base, count = subsection.integer("SubsectionBase"), subsection.integer("PtesInSubsection")
+        for pte in range(base, base + count * size, size) if subsection.address not in seen else ():
+            held = page_behind(guest, pte)
+            if held is not None:
+                out = np.zeros((1, PAGE), np.uint8)
+                where = np.array([subsection.address], np.uint64), np.array([pte], np.uint64)
+                assert files.read_pages(*where, out, np.arange(1))[0]
+                assert out.tobytes() == held, hex(pte)
+                compared += 1
+                relocated += files.explain(subsection.address, pte)[0].endswith("relocated")
+        seen.add(subsection.address)
+    assert compared > 30
+    assert relocated > 5
 
 
 def test_the_guest_has_pages_in_every_state(frozen: tuple[LiveGuest, Truth]) -> None:

@@ -30,6 +30,7 @@ _HEADERS = 4096  # bytes of an image file that its headers are looked for in
 _MOST_HEADERS = 1 << 16
 _ALLOCATION = 1 << 16
 _MOST_PTES = 1 << 32
+_MOST_LOOKED_AT, _MOST_COMPARED = 1024, 4  # pages of an image, to tell whether the file is the one that was mapped
 
 
 class DataPages:
@@ -229,9 +230,34 @@ class FileSource:
         if base % _ALLOCATION:
             raise FormatError(f"{name}: the image's base in its segment, {base:#x}, is none")
         try:
-            return Relocations(header, base, section.read)
+            relocations = Relocations(header, base, section.read)
         except FormatError as error:
             raise FormatError(f"{name}: {error}") from None
+        if difference := self._other_pages(relocations, section.first_pte):
+            raise FormatError(f"{name} on the disk is not the image in RAM, it was replaced: {difference}")
+        return relocations
+
+    def _other_pages(self, relocations: Relocations, first_pte: int) -> str:
+        """Whether the first pages of the image that are in RAM are all others than those made from the file.
+
+        Nobody writes to the pages behind an image's prototype PTEs, but for a debugger's int3 in shared code: one that
+        is the same will do.
+        """
+        differing = ""
+        compared = 0
+        for number in range(min(-(-relocations.header.size // PAGE_SIZE), _MOST_LOOKED_AT)):
+            held = page_behind(self._guest, first_pte + number * self._pte)
+            if held is None:
+                continue
+            made = np.frombuffer(relocations.at_rva(number * PAGE_SIZE, PAGE_SIZE), np.uint8).copy()
+            relocations.apply(number * PAGE_SIZE, made)
+            if made.tobytes() == held:
+                return ""
+            differing = differing or f"its page at {number * PAGE_SIZE:#x} differs from the one in RAM"
+            compared += 1
+            if compared == _MOST_COMPARED:
+                break
+        return differing
 
     def _difference(self, header: ImageHeader, first_pte: int, segment: int, base: int) -> str:
         """How the file differs from what the kernel knows of the image: its first page, else what the segment keeps."""

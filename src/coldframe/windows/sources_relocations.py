@@ -95,7 +95,7 @@ class Relocations:
         """What the file has for `size` bytes at `rva`; zeros where it has nothing."""
         out = bytearray(size)
         for virtual_size, start, raw, place in self.header.sections:
-            stored = min(raw, virtual_size or raw) if place else 0
+            stored = min(raw, -(-virtual_size // PAGE) * PAGE or raw) if place else 0  # slack behind the data is mapped
             low, high = max(rva, start), min(rva + size, start + stored)
             if low < high:
                 out[low - rva : high - rva] = self._read(place + low - start, high - low).ljust(high - low, b"\0")
