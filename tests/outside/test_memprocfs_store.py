@@ -80,7 +80,7 @@ def kind(page: Page) -> str:
         return "another mask"
     if record.says.endswith("stored as it is"):
         return "stored as it is"
-    return "combined" if "shared" in record.says else "compressed"
+    return "combined" if "combined" in record.says else "compressed"
 
 
 def test_what_it_reads_of_the_store_coldframe_reads(stored: tuple[Guest, list[tuple[TruthPage, bytes]]]) -> None:

@@ -224,7 +224,7 @@ def _lz4(data: bytes) -> bytes:
 
 
 def _record_steps(store: Store, stored: Stored) -> list[Step]:
-    combined = f", shared by {stored.combined} records before it" if stored.combined else ""
+    combined = ", combined with another page's" if stored.combined else ""
     form = "stored as it is" if stored.size == PAGE_SIZE else f"{stored.size} bytes compressed"
     return [
         Step("store record", stored.record, stored.record_key, f"record at {stored.record:#x}{combined}: {form}"),
