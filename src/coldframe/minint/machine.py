@@ -140,6 +140,7 @@ class Minint:
         try:
             self._commands = self._patiently(lambda: _connect(self.directory / "commands"))
             self._control = self._patiently(lambda: QmpClient.connect(self.directory / "control.qmp"))
+            self._patiently(lambda: _connect(self.qmp)).close()  # it is there for whoever wants it
             if resident:
                 self.report = self._boot_residently(BOOT_SECONDS.get(accelerator, 60.0))
             if not paused:
@@ -154,7 +155,6 @@ class Minint:
         from coldframe.resident import BootOptions, ResidentBoot, verify  # noqa: PLC0415
         from coldframe.target import symbol_store  # noqa: PLC0415
 
-        self._patiently(lambda: _connect(self.qmp)).close()
         options = BootOptions(timeout=seconds, until="notepad.exe", until_timeout=seconds, settle=0.0)
         with VirtualMachine.attach(self.qmp, leave_running=True) as vm:
             boot = ResidentBoot(vm, symbol_store([self.symbols_folder]), options)
