@@ -32,7 +32,7 @@ LOADER = [
     "--target=i686-elf", "-m32", "-ffreestanding", "-fno-builtin", "-nostdlib", "-fno-pic", "-mno-sse", "-O1",
     "-Wall", "-Wextra", "-Werror",
 ]  # fmt: skip
-USER_PROGRAMS = ("smss", "csrss", "services", "svchost", "notepad", "states", "autochk", "ledger")
+USER_PROGRAMS = ("smss", "csrss", "services", "svchost", "notepad", "states", "autochk", "ledger", "spawner", "brief")
 
 
 class BuildError(Exception):

@@ -22,6 +22,9 @@ EPROCESS *PsGetNextProcess(EPROCESS *process);
 /* A user process from an image on the volume, e.g. L"\\Windows\\System32\\csrss.exe", its first thread ready to run. */
 NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent, EPROCESS **process, ETHREAD **thread);
 
+/* To be called when a view of a section was mapped; tells the log, and whoever watches, of images. */
+void PsNotifyImage(EPROCESS *process, void *section, void *base, SIZE_T size);
+
 void PsInitSystem(void);
 
 /* Memory compression; STATUS_NOT_FOUND without a paging file. */

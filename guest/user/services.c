@@ -1,25 +1,17 @@
 /* services.exe: starts the service hosts, states.exe (every page state, steadily) and notepad.exe, then stays.
  * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, what notepad.exe takes: THREADS, WRITES, PACE;
- * LEDGER=rounds and LEDGERWAIT=milliseconds: ledger.exe, off without; LATEFILE=megabytes:
+ * LEDGER=rounds and LEDGERWAIT=milliseconds: ledger.exe, off without; SPAWN=n, SPAWNPACE and SPAWNWAIT=milliseconds:
+ * spawner.exe, off without; LATEFILE=megabytes:
  * one more paging file, made when the boot is over, as a user may from the control panel. */
 #include "user.h"
 
-static void ScStartNotepad(void) {
+/* Starts a program with the words of `format`, in which its name comes first. */
+static void ScStart(PCWSTR image, const char *format, ULONG64 first, ULONG64 second, ULONG64 third) {
     char words[128];
     WCHAR line[128];
-    SIZE_T length = RtlFormatText(words, sizeof words, "notepad.exe threads=%u writes=%u pace=%u", RtlBootOption("THREADS", 3),
-                                  RtlBootOption("WRITES", 0), RtlBootOption("PACE", 20));
+    SIZE_T length = RtlFormatText(words, sizeof words, format, first, second, third);
     for (SIZE_T i = 0; i <= length; i++) line[i] = (WCHAR)words[i];
-    RtlStartProgram(L"C:\\Windows\\System32\\notepad.exe", line);
-}
-
-static void ScStartLedger(void) {
-    char words[128];
-    WCHAR line[128];
-    SIZE_T length = RtlFormatText(words, sizeof words, "ledger.exe rounds=%u wait=%u", RtlBootOption("LEDGER", 8),
-                                  RtlBootOption("LEDGERWAIT", 0));
-    for (SIZE_T i = 0; i <= length; i++) line[i] = (WCHAR)words[i];
-    RtlStartProgram(L"C:\\Windows\\System32\\ledger.exe", line);
+    RtlStartProgram(image, line);
 }
 
 void NtProcessStartup(PEB *peb) {
@@ -34,7 +26,14 @@ void NtProcessStartup(PEB *peb) {
     for (ULONG64 n = RtlBootOption("SERVICES", 4); n; n--)
         RtlStartProgram(L"C:\\Windows\\System32\\svchost.exe", L"svchost.exe -k minint");
     if (RtlBootOption("STATES", 1)) RtlStartProgram(L"C:\\Windows\\System32\\states.exe", L"states.exe");
-    if (RtlBootOption("NOTEPAD", 1)) ScStartNotepad();
-    if (RtlBootOption("LEDGER", 0)) ScStartLedger();
+    if (RtlBootOption("NOTEPAD", 1))
+        ScStart(L"C:\\Windows\\System32\\notepad.exe", "notepad.exe threads=%u writes=%u pace=%u", RtlBootOption("THREADS", 3),
+                RtlBootOption("WRITES", 0), RtlBootOption("PACE", 20));
+    if (RtlBootOption("LEDGER", 0))
+        ScStart(L"C:\\Windows\\System32\\ledger.exe", "ledger.exe rounds=%u wait=%u", RtlBootOption("LEDGER", 8),
+                RtlBootOption("LEDGERWAIT", 0), 0);
+    if (RtlBootOption("SPAWN", 0))
+        ScStart(L"C:\\Windows\\System32\\spawner.exe", "spawner.exe count=%u pace=%u wait=%u", RtlBootOption("SPAWN", 10),
+                RtlBootOption("SPAWNPACE", 20), RtlBootOption("SPAWNWAIT", 0));
     for (;;) RtlSleep(1000);
 }

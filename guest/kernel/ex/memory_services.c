@@ -105,6 +105,7 @@ NTSTATUS NtMapViewOfSection(HANDLE handle, HANDLE process, void **base, ULONG_PT
     status = ObReferenceObjectByHandle(handle, 4, MmSectionObjectType, (void **)&section);
     if (NT_SUCCESS(status)) {
         status = MmMapViewOfSection(section, range.Process, &range.Base, (ULONG64)offset, &range.Size, protect);
+        if (NT_SUCCESS(status)) PsNotifyImage(range.Process, section, range.Base, range.Size);
         ObDereferenceObject(section);
     }
     return ExpReturnRange(&range, status, base, size);

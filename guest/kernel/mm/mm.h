@@ -76,6 +76,7 @@ NTSTATUS MmMapViewOfSection(MM_SECTION *Section, EPROCESS *Process, void **Base,
 NTSTATUS MmUnmapViewOfSection(EPROCESS *Process, void *Base);
 void MmSectionDelete(void *Section);
 CONTROL_AREA *MmSectionControlArea(MM_SECTION *Section);
+FILE_OBJECT *MmSectionImageFile(MM_SECTION *Section); /* NULL for a section of data */
 /* What the process creator needs of an image section. */
 typedef struct _MM_IMAGE {
     void *Base;       /* where every view of it goes (chosen once, randomised) */

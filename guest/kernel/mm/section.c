@@ -380,6 +380,11 @@ CONTROL_AREA *MmSectionControlArea(MM_SECTION *Section) {
 #endif
 }
 
+FILE_OBJECT *MmSectionImageFile(MM_SECTION *Section) {
+    CONTROL_AREA *Area = MmSectionControlArea(Section);
+    return Area->u.Flags.Image ? MiFileOf(Area) : NULL;
+}
+
 static ULONG64 MiSectionSize(MM_SECTION *Section) {
 #ifdef HAVE__SECTION
     return Section->SizeOfSection;

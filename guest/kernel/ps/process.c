@@ -90,7 +90,7 @@ EPROCESS *PspCreateProcessObject(const CHAR *name, EPROCESS *parent) {
     return NULL;
 }
 
-void PspInsertProcess(EPROCESS *process) {
+NOINLINE void PspInsertProcess(EPROCESS *process) {
     ExAcquirePushLockExclusive(&PspActiveProcessLock);
     InsertTailList(&PsActiveProcessHead, (LIST_ENTRY *)&process->ActiveProcessLinks);
     ExReleasePushLockExclusive(&PspActiveProcessLock);
@@ -107,6 +107,17 @@ EPROCESS *PsGetNextProcess(EPROCESS *process) {
 }
 
 /* ---- Threads */
+
+NOINLINE void PspInsertThread(ETHREAD *thread, EPROCESS *process) {
+    ObReferenceObject(process);
+    ObReferenceObject(thread); /* until it is reaped, whatever its creator does */
+    ExAcquirePushLockExclusive(&process->ProcessLock);
+    InsertTailList((LIST_ENTRY *)&process->ThreadListHead, (LIST_ENTRY *)&thread->ThreadListEntry);
+    InsertTailList((LIST_ENTRY *)&process->Pcb.ThreadListHead, (LIST_ENTRY *)&thread->Tcb.ThreadListEntry);
+    process->ActiveThreads++;
+    ExReleasePushLockExclusive(&process->ProcessLock);
+    KdEvent("{\"event\":\"thread\",\"pid\":%u,\"tid\":%u}", PsGetProcessId(process), (ULONG)(ULONG64)thread->Cid.UniqueThread);
+}
 
 NTSTATUS PspCreateThread(EPROCESS *process, void *routine, void *context, const KTRAP_FRAME *frame, void *teb, ETHREAD **result) {
     ETHREAD *thread = ObCreateObject(PsThreadType, sizeof(ETHREAD));
@@ -128,12 +139,7 @@ NTSTATUS PspCreateThread(EPROCESS *process, void *routine, void *context, const 
     thread->Win32StartAddress = frame ? (void *)frame->Rcx : routine;
     thread->ExitStatus = STATUS_PENDING;
     InitializeListHead((LIST_ENTRY *)&thread->IrpList);
-    ObReferenceObject(process);
-    ExAcquirePushLockExclusive(&process->ProcessLock);
-    InsertTailList((LIST_ENTRY *)&process->ThreadListHead, (LIST_ENTRY *)&thread->ThreadListEntry);
-    InsertTailList((LIST_ENTRY *)&process->Pcb.ThreadListHead, (LIST_ENTRY *)&thread->Tcb.ThreadListEntry);
-    process->ActiveThreads++;
-    ExReleasePushLockExclusive(&process->ProcessLock);
+    PspInsertThread(thread, process);
     *result = thread;
     return STATUS_SUCCESS;
 }
@@ -150,7 +156,9 @@ void PspThreadStartup(void (*routine)(void *), void *context) {
 NTSTATUS PsCreateSystemThread(void (*routine)(void *), void *context) {
     ETHREAD *thread;
     NTSTATUS status = PspCreateThread(PsInitialSystemProcess, (void *)routine, context, NULL, NULL, &thread);
-    if (NT_SUCCESS(status)) PspStartThread(thread);
+    if (!NT_SUCCESS(status)) return status;
+    PspStartThread(thread);
+    ObDereferenceObject(thread);
     return status;
 }
 
@@ -167,7 +175,8 @@ void PspTerminateProcess(EPROCESS *process, NTSTATUS status) {
     KiTerminationPending = 1;
 }
 
-static void PspExitProcess(EPROCESS *process) {
+/* `trim` is NT's: give the working set back at once. */
+NOINLINE void PspExitProcess(BOOLEAN trim, EPROCESS *process) {
     KdEvent("{\"event\":\"process-exit\",\"pid\":%u,\"name\":\"%s\",\"status\":\"%#x\"}", PsGetProcessId(process),
             process->ImageFileName, process->ExitStatus);
     process->ExitTime.QuadPart = (LONG64)KeQuerySystemTime();
@@ -181,14 +190,16 @@ static void PspExitProcess(EPROCESS *process) {
 NORETURN void PspExitThread(NTSTATUS status) {
     ETHREAD *thread = PsGetCurrentThread();
     EPROCESS *process = (EPROCESS *)thread->Tcb.Process;
+    KdEvent("{\"event\":\"thread-exit\",\"pid\":%u,\"tid\":%u}", PsGetProcessId(process),
+            (ULONG)(ULONG64)thread->Cid.UniqueThread);
     thread->ExitStatus = status;
     thread->ExitTime.QuadPart = (LONG64)KeQuerySystemTime();
     ExAcquirePushLockExclusive(&process->ProcessLock);
     RemoveEntryList((LIST_ENTRY *)&thread->ThreadListEntry);
     RemoveEntryList((LIST_ENTRY *)&thread->Tcb.ThreadListEntry);
-    BOOLEAN last = !--process->ActiveThreads;
+    BOOLEAN last = IsListEmpty((LIST_ENTRY *)&process->ThreadListHead);
     ExReleasePushLockExclusive(&process->ProcessLock);
-    if (last) PspExitProcess(process);
+    if (last) PspExitProcess(TRUE, process);
     PspFreeCid(thread->Cid.UniqueThread);
     KIRQL old = KeAcquireSpinLock(&PspReaperLock);
     thread->Tcb.QueueListEntry.Flink = (void *)PspReaperList;
@@ -211,7 +222,8 @@ static void PspReaper(void *context) {
             EPROCESS *process = (EPROCESS *)thread->Tcb.Process;
             while (*(volatile UCHAR *)&thread->Tcb.State != 4 || *(volatile UCHAR *)&thread->Tcb.Running) KeSleep(10);
             MmDeleteKernelStack(thread->Tcb.StackBase, PSP_STACK_SIZE);
-            if (!process->ActiveThreads && process != PsInitialSystemProcess && process->ExitTime.QuadPart) {
+            /* Counted here and not in PspExitThread: a thread on its way out still runs on its process's page tables. */
+            if (!__atomic_sub_fetch(&process->ActiveThreads, 1, __ATOMIC_ACQ_REL) && process != PsInitialSystemProcess) {
                 KiSignalProcess(&process->Pcb);
                 MmDeleteProcessAddressSpace(process);
                 PspFreeCid(process->UniqueProcessId);

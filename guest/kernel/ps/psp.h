@@ -22,7 +22,9 @@ void PspInsertProcess(EPROCESS *process);
 NTSTATUS PspCreateThread(EPROCESS *process, void *routine, void *context, const KTRAP_FRAME *frame, void *teb, ETHREAD **thread);
 void PspStartThread(ETHREAD *thread);
 NTSTATUS PspCreateUserThread(EPROCESS *process, void *start, void *argument, ETHREAD **thread);
+void PspInsertThread(ETHREAD *thread, EPROCESS *process);
 NORETURN void PspExitThread(NTSTATUS status);
+void PspExitProcess(BOOLEAN trim, EPROCESS *process);
 void PspTerminateProcess(EPROCESS *process, NTSTATUS status); /* marks its threads */
 
 /* ntdll.dll */

@@ -198,7 +198,33 @@ static void PspBaseName(PCWSTR path, CHAR name[16]) {
     name[n] = 0;
 }
 
-static NTSTATUS PspMapImages(EPROCESS *process, MM_SECTION *section, MM_IMAGE *image) {
+typedef struct _IMAGE_INFO { /* ntddk.h */
+    ULONG Properties;
+    void *ImageBase;
+    ULONG ImageSelector;
+    SIZE_T ImageSize;
+    ULONG ImageSectionNumber;
+} IMAGE_INFO;
+
+/* Called for every image that is mapped into a process, with the file's name; NT calls the registered routines here. */
+NOINLINE void PsCallImageNotifyRoutines(UNICODE_STRING *name, HANDLE pid, IMAGE_INFO *info, FILE_OBJECT *file) {
+    KdEvent("{\"event\":\"image\",\"pid\":%u,\"base\":\"%p\",\"size\":\"%#llx\",\"path\":\"%ws\"}", (ULONG)(ULONG64)pid,
+            info->ImageBase, (ULONG64)info->ImageSize, (PCWSTR)name->Buffer);
+}
+
+void PsNotifyImage(EPROCESS *process, void *section, void *base, SIZE_T size) {
+    FILE_OBJECT *file = MmSectionImageFile(section);
+    IMAGE_INFO info = {0x103, base, 0, size, 0}; /* version 3, system mode image no, machine type matches */
+    if (file) PsCallImageNotifyRoutines((UNICODE_STRING *)&file->FileName, process->UniqueProcessId, &info, file);
+}
+
+typedef struct _PSP_VIEW {
+    MM_SECTION *Section;
+    void *Base;
+    SIZE_T Size;
+} PSP_VIEW;
+
+static NTSTATUS PspMapImages(EPROCESS *process, MM_SECTION *section, MM_IMAGE *image, PSP_VIEW views[2]) {
     SIZE_T size = 0;
     void *base = NULL;
     NTSTATUS status = MmQueryImage(section, image);
@@ -206,15 +232,19 @@ static NTSTATUS PspMapImages(EPROCESS *process, MM_SECTION *section, MM_IMAGE *i
     if (!NT_SUCCESS(status)) return status;
     image->Entry = (UCHAR *)base + ((UCHAR *)image->Entry - (UCHAR *)image->Base);
     image->Base = base;
+    views[0] = (PSP_VIEW){section, base, size};
     size = 0;
     base = NULL;
-    return MmMapViewOfSection(PspSystemDllSection, process, &base, 0, &size, PAGE_EXECUTE_WRITECOPY);
+    status = MmMapViewOfSection(PspSystemDllSection, process, &base, 0, &size, PAGE_EXECUTE_WRITECOPY);
+    views[1] = (PSP_VIEW){PspSystemDllSection, base, size};
+    return status;
 }
 
 NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent, EPROCESS **result, ETHREAD **thread) {
     FILE_OBJECT *file;
     MM_SECTION *section = NULL;
     MM_IMAGE image;
+    PSP_VIEW views[2];
     CHAR name[16];
     EPROCESS *process = NULL;
     NTSTATUS status = IoOpenFile(path, FILE_OPEN, &file);
@@ -224,7 +254,7 @@ NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent,
     if (NT_SUCCESS(status)) process = PspCreateProcessObject(name, parent);
     if (NT_SUCCESS(status) && !process) status = STATUS_INSUFFICIENT_RESOURCES;
     if (NT_SUCCESS(status)) status = MmCreateProcessAddressSpace(process);
-    if (NT_SUCCESS(status)) status = PspMapImages(process, section, &image);
+    if (NT_SUCCESS(status)) status = PspMapImages(process, section, &image, views);
     if (NT_SUCCESS(status)) {
         process->SectionObject = section;
         process->SectionBaseAddress = image.Base;
@@ -241,6 +271,7 @@ NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent,
                 PsGetProcessId(process), (ULONG)(ULONG64)process->InheritedFromUniqueProcessId, process->ImageFileName, path,
                 process, process->Pcb.DirectoryTableBase, process->Pcb.UserDirectoryTableBase, image.Base,
                 PspLdrInitializeThunk, process->Peb);
+        for (int n = 0; n < 2; n++) PsNotifyImage(process, views[n].Section, views[n].Base, views[n].Size);
         status = PspCreateUserThread(process, image.Entry, process->Peb, thread);
     }
     if (!NT_SUCCESS(status)) {

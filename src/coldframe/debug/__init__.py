@@ -4,6 +4,7 @@ from coldframe.debug.arguments import Arguments
 from coldframe.debug.breakpoint import Breakpoint, Condition
 from coldframe.debug.calls import Call, Calls
 from coldframe.debug.callstack import Frame, StackWalker, callstack, thread_callstack, vcpu_callstack
+from coldframe.debug.events import Event, Events
 from coldframe.debug.hit import Hit
 from coldframe.debug.live import GuestPausedError, LiveGuest, attach
 from coldframe.debug.prototypes import Parameter, Prototype, prototype
@@ -14,6 +15,8 @@ __all__ = [
     "Call",
     "Calls",
     "Condition",
+    "Event",
+    "Events",
     "Frame",
     "GuestPausedError",
     "Hit",

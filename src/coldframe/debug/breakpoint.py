@@ -49,8 +49,8 @@ class Breakpoint:
         self.length = length
         self.once = once
         self.hits = 0
-        self._eprocess = eprocess
-        self._ethread = ethread
+        self.eprocess = eprocess
+        self.ethread = ethread
         self._condition = condition
         self._queue: deque[Hit] = deque()
         self._inserted: Inserted | None = None
@@ -104,9 +104,9 @@ class Breakpoint:
 
     def offer(self, arrival: Arrival) -> None:
         """Queue an arrival that passes the filters."""
-        if self._ethread and arrival.ethread != self._ethread:
+        if self.ethread and arrival.ethread != self.ethread:
             return
-        if self._eprocess and arrival.eprocess != self._eprocess:
+        if self.eprocess and arrival.eprocess != self.eprocess:
             return
         hit = Hit(self.guest, self, arrival)
         if self._condition is not None and not self._condition(hit):

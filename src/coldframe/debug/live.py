@@ -14,8 +14,11 @@ from coldframe.debug.calls import Calls, arguments
 from coldframe.debug.callstack import StackWalker
 from coldframe.debug.condition import condition as expression
 from coldframe.debug.current import Current
+from coldframe.debug.events import KINDS, Events, Kind
 from coldframe.debug.hit import Hit
 from coldframe.debug.join import join
+from coldframe.debug.pending import is_loaded
+from coldframe.debug.pending import pending as pending_breakpoint
 from coldframe.errors import (
     CapabilityError,
     ColdframeError,
@@ -170,6 +173,7 @@ class LiveGuest(Guest):
         kind: str = "hardware",
         condition: Condition | str | None = None,
         once: bool = False,
+        pending: bool = False,
     ) -> Breakpoint:
         """A breakpoint on `where`, set by entering its `with` block and removed by leaving it.
 
@@ -177,7 +181,9 @@ class LiveGuest(Guest):
         of user mode needs `process`. Only arrivals of that `process` (name, pid) and `thread` (tid) are delivered, for
         which `condition` holds: a function of the hit, or a Python expression (`"args[6] > 100 and vcpu == 0"`, see
         `debug.condition`). An arrival that passes no filter costs the guest one stop. With `once` the breakpoint goes
-        when its first hit is delivered.
+        when its first hit is delivered. With `pending`, `MODULE!SYMBOL` of a `process` that has not loaded the module,
+        or has not started, is set when the module comes. A page that is not in RAM needs nothing: a breakpoint is on a
+        virtual address.
 
         `kind` "hardware" cannot be seen by the guest; under KVM the processor has four in all, under TCG there is no
         limit. "software" has no limit, but under KVM it is an int3 in the guest's memory that the guest can see, in
@@ -186,7 +192,38 @@ class LiveGuest(Guest):
         """
         if kind not in ("hardware", "software"):
             raise UsageError(f"a breakpoint on code is 'hardware' or 'software', not {kind!r}")
+        if pending and not is_loaded(self, where, process):
+            holds = expression(condition) if isinstance(condition, str) else condition
+            return pending_breakpoint(self, where, process, kind=kind, condition=holds, once=once)
         return self._breakpoint(where, process, thread, kind=kind, condition=condition, once=once)
+
+    def system_events(self, *kinds: Kind, process: Process | str | int | None = None) -> Events:
+        """Processes, threads and images that come and go, each once; of these kinds (all, when none is given).
+
+        Kinds: "process", "process-exit", "thread", "thread-exit", "image", "driver", "driver-unload". Use it as
+        `break_on`; of one `process` alone if it is given. Raises `UsageError` for another kind.
+        """
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise UsageError(f"expected kinds of events out of {', '.join(KINDS)}, found {unknown[0]!r}")
+        if isinstance(process, str | int):
+            process = self.process(process)
+        return Events(self, kinds or KINDS, process)
+
+    def wait_for_process(self, name: str, *, timeout: float | None = None) -> Process | None:
+        """Let the guest run until a process called `name` starts; None when `timeout` seconds passed first.
+
+        The guest is paused where the kernel puts it on its list; its first thread has not run.
+        """
+        with self.system_events("process") as events:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while True:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                event = events.wait(left)
+                if event is None or event.process is None:
+                    return None
+                if event.process.is_called(name):
+                    return event.process if event.hit.wait_return(left) is not None else None
 
     def watch(
         self,

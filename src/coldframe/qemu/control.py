@@ -121,8 +121,8 @@ class Control:
             if not self.running:
                 self._go()
             if self._waiting is not None:
-                stop, self._waiting = self._waiting, None
-                return stop
+                waiting, self._waiting = self._waiting, None
+                return waiting
             reply = self._stop_reply(None if deadline is None else deadline - time.monotonic())
             if reply is None:
                 self._stub.interrupt()
