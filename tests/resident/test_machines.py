@@ -97,14 +97,15 @@ def test_a_kernel_that_is_no_windows(tmp_path: Path) -> None:
         ended(vm)
 
 
-def test_a_reset_in_mid_boot_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("phase", [Phase.SMSS, Phase.CSRSS])
+def test_a_reset_in_mid_boot_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: Phase) -> None:
     """As a Windows that is set up does; what was set for the first kernel is nothing to the second."""
     monkeypatch.setattr(booting, "_LOOK", 0.02)  # minint's firmware takes no second
     disk, built = make_disk(tmp_path)
     resets: list[BootEvent] = []
 
     def reset_once(event: BootEvent) -> None:
-        if event.phase is Phase.SMSS and not resets:
+        if event.phase is phase and not resets:
             resets.append(event)
             vm.qmp("system_reset")
 

@@ -16,7 +16,14 @@ import time
 
 from coldframe.debug import LiveGuest
 from coldframe.debug.current import process_at
-from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, NotFoundError, UnreadableMemoryError
+from coldframe.errors import (
+    CapabilityError,
+    ColdframeError,
+    GuestGoneError,
+    NoKernelError,
+    NotFoundError,
+    UnreadableMemoryError,
+)
 from coldframe.qemu import VirtualMachine
 from coldframe.qemu.arrivals import Breakpoint, Stop
 from coldframe.resident.images import EjectableVolume, KeepsImagesInRam, WinpeMode
@@ -83,14 +90,14 @@ class ResidentBoot:
             while True:
                 try:
                     self._boot(deadline)
+                    self._afterwards()
                     break
                 except _RestartError:
                     self._forget()
                     self.say("restart", "the guest was reset; the boot is watched anew")
-            self._afterwards()
         finally:
             self._remove_all()
-        guest = self._renewed()
+        guest = LiveGuest.of_machine(self.vm, self.store)
         if self.options.stealth and self._images is not None:
             undone = self._images.undo(guest)
             if undone is not None:
@@ -292,7 +299,10 @@ class ResidentBoot:
 
     def _renewed(self) -> LiveGuest:
         """The guest, its System process and memory manager read anew: early in the boot they were not there."""
-        return LiveGuest.of_machine(self.vm, self.store)
+        try:
+            return LiveGuest.of_machine(self.vm, self.store)
+        except NoKernelError:  # there was one
+            raise _RestartError from None
 
     def _pointer(self, address: int) -> int:
         try:

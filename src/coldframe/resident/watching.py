@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from coldframe.debug import LiveGuest
-from coldframe.errors import CapabilityError, GuestGoneError, NoKernelError
+from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, NoKernelError
 from coldframe.qemu import VirtualMachine
 from coldframe.qemu.arrivals import Breakpoint
 from coldframe.windows import anchors
@@ -36,7 +36,7 @@ _MOST_EMPTY_HITS = 64
 _CR0_PG = 1 << 31
 
 
-class BootTimeoutError(GuestGoneError):
+class BootTimeoutError(ColdframeError):
     """The boot did not come as far as it had to within the time allowed; the message says what was seen."""
 
 
