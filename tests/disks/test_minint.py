@@ -121,9 +121,12 @@ def test_paging_files_that_were_copied_out_do_as_well(machine, dumped, tmp_path,
     place = [hex(page.address), "--pid", str(page.pid)]
     assert run(["read", words[0], place[0], "4096", *place[1:], *words[1:], *given, "-o", str(tmp_path / "page")]) == 0
     assert hashlib.sha256((tmp_path / "page").read_bytes()).hexdigest() == page.sha256
+    number, offset = page.pagefile
+    assert run(["read", words[0], place[0], "4096", *place[1:], *words[1:], *given, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["sources"]
+    assert told == {"address": place[0], "source": f"pagefile:pagefile{number or ''}.sys@{offset:#x}"}
     assert run(["pte", words[0], *place, *words[1:], *given, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    number, offset = page.pagefile
     assert told["source"] == f"pagefile:pagefile{number or ''}.sys@{offset:#x}"
     assert told["readable"] is True
     assert run(["read", words[0], place[0], "4096", *place[1:], *words[1:]]) == 1

@@ -20,7 +20,10 @@ DOMAIN = """<domain type='qemu'><name>coldframe-test</name><memory unit='MiB'>64
 <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>{kernel}</kernel></os>
 <features><acpi/><apic/></features>
-<devices><emulator>{qemu}</emulator><memballoon model='none'/></devices></domain>"""
+<devices><emulator>{qemu}</emulator><memballoon model='none'/>
+<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{disk}'/>
+<target dev='vda' bus='virtio'/></disk>
+</devices></domain>"""
 
 QEMU_CONF = """stdio_handler = "file"
 security_driver = "none"
@@ -39,6 +42,9 @@ for folder in /etc/libvirt /var/lib/libvirt /var/cache/libvirt /run/libvirt; do
 done
 exec libvirtd -f "$1/libvirtd.conf" -p "$1/pid"
 """
+
+
+DISK = bytes(range(256)) * 8192
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes], seconds: float = 20) -> None:
@@ -63,8 +69,9 @@ def domain(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         f'unix_sock_dir = "{folder}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
         f'log_outputs = "3:file:{folder}/log"\n'
     )
+    (folder / "disk").write_bytes(DISK)
     (folder / "start").write_text(START)
-    (folder / "domain.xml").write_text(DOMAIN.format(kernel=kernel, qemu=qemu))
+    (folder / "domain.xml").write_text(DOMAIN.format(kernel=kernel, qemu=qemu, disk=folder / "disk"))
     daemon = subprocess.Popen(
         ["unshare", "--mount", "sh", str(folder / "start"), str(folder)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -112,6 +119,18 @@ def test_a_domain_is_attached_to_by_name(domain: str) -> None:
     with VirtualMachine.attach(domain) as vm:
         assert vm.running
         assert goes_on(vm, 1)
+
+
+def test_a_domains_disk_is_read_through_its_qemu(domain: str) -> None:
+    with VirtualMachine.attach(domain) as vm:
+        (disk,) = vm.disks()
+        assert disk.size == len(DISK)
+        assert list(disk.read_runs([(0x1234, 0x2345), (0, 7), (len(DISK) - 3, 3)])) == [
+            DISK[0x1234:][:0x2345], DISK[:7], DISK[-3:]
+        ]  # fmt: skip
+        assert vm.qmp("query-block-exports")
+    with VirtualMachine.attach(domain) as vm:
+        assert vm.qmp("query-block-exports") == []
 
 
 def test_a_killed_client_leaves_the_domain_running(domain: str) -> None:

@@ -15,6 +15,7 @@ from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, Pid, SymbolPaths, Target, number
 from coldframe.cli.render import Address, Value, err, hex_dump, out, print_json, printable
 from coldframe.errors import UsageError
+from coldframe.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from coldframe.paging import AddressSpace, Page, Step
@@ -91,6 +92,7 @@ def read(
             raise UsageError(f"{length:#x} bytes are too many to hold at once: write them with --padded -o FILE")
         data, holes = space.read_padded(start, length) if padded else (space.read(start, length), [])
         reasons = [space.resolve(hole).reason for hole, _ in holes]
+        sources = _sources(space, start, length) if as_json else []
     for (hole, extent), reason in zip(holes, reasons, strict=True):
         err.print(f"{hole:#x}-{hole + extent:#x}: {printable(reason)}")
     if output is not None:
@@ -101,6 +103,7 @@ def read(
                 "address": Address(start),
                 "size": length,
                 "data": data.hex(),
+                "sources": sources,
                 "holes": [
                     {"address": Address(hole), "size": extent, "reason": reason}
                     for (hole, extent), reason in zip(holes, reasons, strict=True)
@@ -112,6 +115,16 @@ def read(
             out.print(line, markup=False)
     else:
         sys.stdout.buffer.write(data)
+
+
+def _sources(space: AddressSpace, start: int, length: int) -> list[Value]:
+    """Where the pages of the span came from that are not in RAM."""
+    found: list[Value] = []
+    for at in range(start & ~(PAGE_SIZE - 1), start + length, PAGE_SIZE):
+        source = space.resolve(at).source if space.translate(at) is None else ""
+        if source:
+            found.append({"address": Address(at), "source": source})
+    return found
 
 
 def _columns(page: Page, space: AddressSpace) -> list[str]:
