@@ -311,3 +311,22 @@ def test_wrong_words_are_told(start: StartsGuests) -> None:
         pytest.raises(CapabilityError, match="memory alone"),
     ):
         vm.pause()
+
+
+def test_ctrl_c_before_qemu_has_answered_leaves_no_breakpoint(start: StartsGuests) -> None:
+    """QEMU has taken the breakpoint by then, though nobody was told so."""
+    guest = start(1)
+    vm = guest.attach()
+    vm.pause()
+    packets = vm.control._stub.packets
+    receive = packets.receive
+
+    def interrupted(timeout: float | None) -> bytes | None:
+        packets.receive = receive  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    packets.receive = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        vm.insert_breakpoint(guest.function("tick"))
+    vm.close()
+    assert guest.goes_on()

@@ -20,6 +20,7 @@ class Breakpoints:
         self._guard = guard
         self._accelerator = accelerator
         self._counts: dict[Breakpoint, int] = {}
+        self._doubtful: set[Breakpoint] = set()
         self.code: dict[int, Breakpoint] = {}
 
     def count(self, point: Breakpoint) -> int:
@@ -35,10 +36,16 @@ class Breakpoints:
         self._counts[point] -= 1
 
     def set(self, point: Breakpoint) -> None:
-        """Set a breakpoint that is not set; raises `CapabilityError` when QEMU has no more of the kind."""
+        """Set a breakpoint that is not set; raises `CapabilityError` when QEMU has no more of the kind.
+
+        An exception before QEMU's answer (Ctrl-C) leaves it in doubt, and whoever removes all removes it too.
+        """
         if self._guard is not None:
             self._guard.added(point.packet)
-        if self._stub.ask(point.packet) != b"OK":
+        self._doubtful.add(point)
+        answer = self._stub.ask(point.packet)
+        self._doubtful.discard(point)
+        if answer != b"OK":
             if self._guard is not None:
                 self._guard.removed(point.packet)
             raise CapabilityError(self._refusal(point))
@@ -60,13 +67,16 @@ class Breakpoints:
 
     def set_again(self) -> None:
         """Set every one anew, after it became uncertain which are."""
+        self._stub.ask_all(*(b"z" + point.packet[1:] for point in self._doubtful))
+        self._doubtful.clear()
         for point in self._counts:
             self._stub.ask_all(b"z" + point.packet[1:], point.packet)
 
     def clear_all(self) -> None:
         """Remove every one; the guardian still knows them."""
-        self._stub.ask_all(*(b"z" + point.packet[1:] for point in self._counts))
+        self._stub.ask_all(*(b"z" + point.packet[1:] for point in {*self._counts, *self._doubtful}))
         self._counts.clear()
+        self._doubtful.clear()
         self.code.clear()
 
     @property
