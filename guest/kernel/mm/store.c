@@ -253,6 +253,10 @@ static PFN_NUMBER MiTopOf(PFN_NUMBER Frame) {
 
 static BOOLEAN MiStorable(PFN_NUMBER Frame) { return !MiMappedFile(MiPfn(Frame)) && MiTopOf(Frame) != SmTop; }
 
+static BOOLEAN MiIsModified(PFN_NUMBER Frame) {
+    return MiList[LOC_MODIFIED]->Total && Frame != MM_EMPTY_LIST && MiPfn(Frame)->u3.e1.PageLocation == LOC_MODIFIED;
+}
+
 /* Stores one round of modified pages, or that frame alone; pages stored. What it leaves goes to a paging file. */
 ULONG MiStoreWriteModifiedPages(PFN_NUMBER Only) {
     PFN_NUMBER Frames[BATCH];
@@ -266,13 +270,12 @@ ULONG MiStoreWriteModifiedPages(PFN_NUMBER Only) {
         return 0;
     SmForgetGone();
     Irql = MiLockPfn();
-    for (PFN_NUMBER At = MiList[LOC_MODIFIED]->Flink, Next; MiList[LOC_MODIFIED]->Total && At != MM_EMPTY_LIST && Count < BATCH; At = Next) {
-        Next = MiPfn(At)->u1.Flink;
-        if ((Only != MI_NOFRAME && At != Only) || !MiStorable(At)) continue;
+    for (PFN_NUMBER At = Only != MI_NOFRAME ? Only : MiList[LOC_MODIFIED]->Flink, Next; MiIsModified(At) && Count < BATCH; At = Next) {
+        Next = Only != MI_NOFRAME ? MM_EMPTY_LIST : MiPfn(At)->u1.Flink;
+        if (!MiStorable(At)) continue;
         if (!MiTakeSlot(SmFile, &Slots[Count])) break;
         MiBeginWrite(At);
         Frames[Count++] = At;
-        if (!MiList[LOC_MODIFIED]->Total) break;
     }
     MiUnlockPfn(Irql);
     for (ULONG Index = 0; Index < Count; Index++) {
