@@ -16,7 +16,7 @@ from coldframe.debug import LiveGuest
 from coldframe.minint import Minint, start
 from coldframe.minint.truth import Write
 from coldframe.target import attach
-from coldframe.trace import FileWriteTracer, HeapTracer, Syscalls
+from coldframe.trace import FileWriteTracer, HeapTracer, ProcessTracer, Syscalls
 from coldframe.trace.heap import Block, HeapBook
 
 pytestmark = pytest.mark.minint
@@ -143,3 +143,80 @@ def test_a_heaps_book_forgives_what_is_older_than_the_trace_and_reuse() -> None:
     assert book.double_frees == [{"address": "0x2000", "stack": ["f"], "freed_by": ["e"]}]
     book.allocated(0, Block(1 << 40, ("g",)))
     assert book.kept() == []
+
+
+def test_a_heaps_tracer_ends_with_its_process_and_tells_people_what_it_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with start(vcpus=2, options="LEDGER=1 LEDGERWAIT=2500 STATES=0") as machine:
+        words = ["trace", str(machine.qmp), "heap", "-P", "ledger.exe", "-s", str(machine.symbols_folder)]
+        assert run([*words, "--duration", "120"]) == 0
+        note = machine.wait_for("process-exit", timeout=10)
+    assert note["name"] == "ledger.exe"
+    printed = capsys.readouterr().out
+    assert re.search(r"^allocations 26$", printed, re.MULTILINE)
+    assert re.search(r"^kept 1$", printed, re.MULTILINE)
+    assert re.search(r"^double_frees 1$", printed, re.MULTILINE)
+    assert re.search(r"^allocate +ledger\.exe \(\d+\.\d+\) +address 0x", printed, re.MULTILINE)
+    assert "ledger!LgStrikeTwice" in printed
+
+
+@pytest.fixture
+def spawning() -> Iterator[Minint]:
+    """A minint in which spawner.exe starts brief.exe three times, after a while."""
+    with start(vcpus=2, options="SPAWN=3 SPAWNPACE=15 SPAWNWAIT=3000 STATES=0 SERVICES=1 PACE=500") as running:
+        yield running
+
+
+def test_processes_are_told_with_their_threads_as_the_log_tells_them(spawning: Minint) -> None:
+    list(spawning.new_events())
+    first = len(spawning.events)
+    with attach(spawning.qmp, symbols=[spawning.symbols_folder]) as guest:
+        tracer = ProcessTracer(guest, "brief.exe")  # none runs yet
+        told = []
+        for event in tracer.events(duration=60):
+            told.append(event)
+            if Counter(one["kind"] for one in told)["process-exit"] == 3:
+                break
+    list(spawning.new_events())
+    logged = {
+        kind: Counter((event["pid"], event.get("tid")) for event in spawning.events[first:] if event["event"] == kind)
+        for kind in ("process", "process-exit", "thread", "thread-exit")
+    }
+    pids = {event["pid"] for event in told}
+    for kind, theirs in logged.items():
+        ours = Counter((event["pid"], event["tid"]) for event in told if event["kind"] == kind)
+        assert ours == Counter({key: count for key, count in theirs.items() if key[0] in pids}), kind
+    spawner = next(event["pid"] for event in spawning.events if event.get("name") == "spawner.exe")
+    for event in told:
+        assert event["process"] == "brief.exe"
+        if event["kind"] == "process":
+            assert event["ppid"] == event["by"]["pid"] == spawner
+        if event["kind"] == "thread-exit":
+            assert event["by"]["tid"] == event["tid"]
+    summary = tracer.summary()
+    assert summary["processes"] == summary["process_exits"] == 3
+    assert summary["started"] == {"brief.exe": 3}
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_system_calls_of_a_process_end_with_it_and_modules_are_told_before_they_run(
+    spawning: Minint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["-s", str(spawning.symbols_folder)]
+    words = ["trace", str(spawning.qmp), "modules", "-P", "brief.exe", *common, "--limit", "2", "--json"]
+    assert run(words) == 0
+    *images, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {image["name"] for image in images} == {"brief.exe", "ntdll.dll"}
+    assert last["summary"]["images"] == 2
+    list(spawning.new_events())
+    logged = {
+        (int(event["base"], 16), int(event["size"], 16)) for event in spawning.events if event.get("event") == "image"
+    }
+    assert {(int(image["base"], 16), image["size"]) for image in images} <= logged
+    with attach(spawning.qmp, symbols=[spawning.symbols_folder]) as guest:
+        process = guest.process(images[-1]["pid"])
+        tracer = Syscalls(guest, process)
+        assert list(tracer.events(duration=60))
+        assert not guest.active
+    assert run(["trace", str(spawning.qmp), "processes", "--if", "vcpu == 0", *common]) == 2

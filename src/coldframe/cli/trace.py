@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 TRACERS = {
     "files": "what is written to files; --save FOLDER puts it together there",
     "heap": "allocations and frees of one process; what it keeps, and frees twice",
+    "modules": "images and drivers that are loaded, drivers that are unloaded",
+    "processes": "processes and threads that begin and end",
     "syscalls": "every system call, with arguments and result",
 }
 """The ready tracers and what each follows."""
+_COMINGS = ("modules", "processes")
+"""Those whose process need not have started yet, and which know no condition."""
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +65,8 @@ def trace(
         list[str],
         typer.Argument(
             metavar="FUNCTION...",
-            help="Functions (NtWriteFile, nt!NtReadFile, ntdll!RtlFoo), or one tracer: files, heap, syscalls.",
+            help="Functions (NtWriteFile, nt!NtReadFile, ntdll!RtlFoo), or one tracer: files, heap, modules, "
+            "processes, syscalls.",
         ),
     ],
     symbols: SymbolPaths,
@@ -93,11 +98,16 @@ def trace(
     coldframe trace win10.qmp files --process notepad.exe --save written/
     coldframe trace win10.qmp syscalls --process 812 --duration 5 --json
     coldframe trace win10.qmp heap --process notepad.exe --duration 60
+    coldframe trace win10.qmp processes --duration 60
+    coldframe trace win10.qmp modules --process notepad.exe --limit 20 --json
     """
     wanted = Wanted(functions, process_of(process), condition, results, limit, duration, save)
     if wanted.tracer != "files" and save is not None:
         raise UsageError("--save belongs to the tracer files: coldframe trace TARGET files --save FOLDER")
     with attach(target, symbols=symbols) as guest, _until_interrupted():
+        if wanted.tracer in _COMINGS:
+            _run(guest, wanted.process, wanted, as_json=as_json)
+            return
         only = None if wanted.process is None else guest.process(wanted.process)
         if wanted.tracer is None:
             _trace_functions(guest, only, wanted, as_json=as_json)
@@ -135,7 +145,7 @@ def _trace_functions(guest: LiveGuest, only: Process | None, wanted: Wanted, *, 
         err.print(f"[dim]{count} calls[/dim]")
 
 
-def _run(guest: LiveGuest, only: Process | None, wanted: Wanted, *, as_json: bool) -> None:
+def _run(guest: LiveGuest, only: Process | str | int | None, wanted: Wanted, *, as_json: bool) -> None:
     """Run a ready tracer; its summary ends the output, however the trace ends."""
     tracer = _tracer(guest, only, wanted)
     _announce(", ".join(wanted.functions), only)
@@ -150,9 +160,15 @@ def _run(guest: LiveGuest, only: Process | None, wanted: Wanted, *, as_json: boo
             _show_summary(summary)
 
 
-def _tracer(guest: LiveGuest, only: Process | None, wanted: Wanted) -> Tracer:
-    from coldframe.trace import FileWriteTracer, HeapTracer, Syscalls  # noqa: PLC0415
+def _tracer(guest: LiveGuest, only: Process | str | int | None, wanted: Wanted) -> Tracer:
+    from coldframe.trace import FileWriteTracer, HeapTracer, ModuleTracer, ProcessTracer, Syscalls  # noqa: PLC0415
 
+    if wanted.tracer in (*_COMINGS, "heap") and wanted.condition is not None:
+        raise UsageError(f"--if chooses calls of functions, files or syscalls; the tracer {wanted.tracer} takes none")
+    if wanted.tracer == "processes":
+        return ProcessTracer(guest, only)
+    if wanted.tracer == "modules":
+        return ModuleTracer(guest, only)
     if wanted.tracer == "files":
         return FileWriteTracer(guest, only, condition=wanted.condition, save=wanted.save)
     if wanted.tracer == "heap":
@@ -162,8 +178,9 @@ def _tracer(guest: LiveGuest, only: Process | None, wanted: Wanted) -> Tracer:
     return Syscalls(guest, only, condition=wanted.condition)
 
 
-def _announce(what: str, only: Process | None) -> None:
-    who = f" of {only.name} ({only.pid})" if only else ""
+def _announce(what: str, only: Process | str | int | None) -> None:
+    name = only if isinstance(only, str | int | None) else f"{only.name} ({only.pid})"
+    who = "" if name is None else f" of {name}"
     err.print(f"[dim]tracing {printable(what + who)}; Ctrl-C ends[/dim]")
 
 
@@ -175,8 +192,30 @@ def process_of(text: str | None) -> str | int | None:
 def _show(event: Mapping[str, Traced], *, as_json: bool) -> None:
     if as_json:
         print_json(event, one_line=True)
+    elif "kind" in event:
+        _print_happening(event)
     else:
         print_event(event)
+
+
+_ASIDE = ("time", "vcpu", "kind", "pid", "process", "tid", "by", "stack")
+
+
+def _print_happening(event: Mapping[str, Traced]) -> None:
+    """What a tracer tells that is no call: a line, and who did it, or the stack that led there."""
+    whose = ".".join(str(event[key]) for key in ("pid", "tid") if event.get(key) is not None)
+    name = f"{event['process'] or ''} ({whose})" if whose else ""
+    told = "  ".join(f"{key} {value}" for key, value in event.items() if key not in _ASIDE and value is not None)
+    out.print(
+        f"[bold]{printable(str(event['kind']))}[/bold]  {printable(name)}  {printable(told)}  "
+        f"[dim]{str(event['time'])[11:23]}[/dim]"
+    )
+    by = event.get("by")
+    if isinstance(by, dict) and (by["pid"], by["tid"]) != (event["pid"], event.get("tid")):
+        out.print(f"    [dim]by {printable(str(by['process']))} ({by['pid']}.{by['tid']})[/dim]")
+    stack = event.get("stack")
+    for frame in stack if isinstance(stack, list) else ():
+        out.print(f"        [dim]{printable(str(frame))}[/dim]")
 
 
 def print_event(event: Mapping[str, Traced]) -> None:
@@ -206,10 +245,24 @@ def print_event(event: Mapping[str, Traced]) -> None:
 
 def _show_summary(summary: Mapping[str, Traced]) -> None:
     for name, value in summary.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, list):
+            out.print(f"[bold]{printable(name)}[/bold] {len(value)}")
+            for item in value:
+                _show_found(item if isinstance(item, dict) else {"": item})
+        elif isinstance(value, Mapping):
             out.print(f"[bold]{printable(name)}[/bold]")
             for key, inner in value.items():
                 text = ", ".join(f"{part} {what}" for what, part in inner.items()) if isinstance(inner, dict) else inner
                 out.print(f"    {printable(str(key)):<40} {printable(str(text))}")
         else:
             out.print(f"[bold]{printable(name)}[/bold] {printable(str(value))}")
+
+
+def _show_found(found: Mapping[str, Traced]) -> None:
+    """One thing that a summary lists: its numbers on a line, its stacks below."""
+    stacks = {name: value for name, value in found.items() if name != "addresses" and isinstance(value, list)}
+    out.print("    " + printable("  ".join(f"{name} {value}" for name, value in found.items() if name not in stacks)))
+    for name, frames in stacks.items():
+        out.print(f"        [dim]{printable(name)}[/dim]")
+        for frame in frames:
+            out.print(f"            [dim]{printable(str(frame))}[/dim]")

@@ -14,9 +14,12 @@ from coldframe.debug.prototypes import prototype
 if TYPE_CHECKING:
     from coldframe.debug.breakpoint import Breakpoint
     from coldframe.debug.live import LiveGuest
+    from coldframe.windows.process import Process
 
 _Noted = TypeVar("_Noted")
 _MOST_OPEN = 1 << 14
+_GLANCE = 1.0
+"""Seconds between two looks whether the process is still there, where no breakpoint can be spared for its end."""
 _ARGUMENTS = 4
 
 
@@ -53,7 +56,7 @@ class Calls(Generic[_Noted]):
 
     `note` is called at every entry, while the guest stands there; what it returns is the call's `noted`. `taken_for`
     gives the hit that an entry's hit stands for (a system call, at the one place where all of them arrive); None leaves
-    it out.
+    it out. With `process` they end when that process exits: `ended` says so then.
     """
 
     def __init__(
@@ -62,16 +65,20 @@ class Calls(Generic[_Noted]):
         entries: Sequence[Breakpoint],
         note: Callable[[Hit], _Noted],
         taken_for: Callable[[Hit], Hit | None] = lambda hit: hit,
+        process: Process | None = None,
     ) -> None:
         self.guest = guest
         self._entries = tuple(entries)
         self._note = note
         self._taken_for = taken_for
         self._open: dict[Breakpoint, Call[_Noted]] = {}
+        self._process = process
+        self._exit: tuple[Breakpoint, ...] = () if process is None else _exit_of(guest, process)
+        self.ended = False
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            for entry in self._entries:
+            for entry in (*self._entries, *self._exit):
                 entry.insert()
                 undo.callback(entry.remove)
             undo.pop_all()
@@ -80,7 +87,7 @@ class Calls(Generic[_Noted]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for point in (*self._entries, *self._open):
+        for point in (*self._entries, *self._open, *self._exit):
             point.remove()
         self._open.clear()
 
@@ -89,11 +96,14 @@ class Calls(Generic[_Noted]):
             yield call
 
     def wait(self, timeout: float | None = None) -> Call[_Noted] | None:
-        """The next call that returns; None when `timeout` seconds passed first. The guest is paused in either case."""
+        """The next call that returns; None when `timeout` seconds passed first, or the process of `Calls` has exited.
+
+        The guest is paused in either case.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
+        while not self.ended:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            hit = self.guest.next_hit((*self._entries, *self._open), left)
+            hit = self._next(left)
             if hit is None:
                 return None
             call = self._open.pop(hit.breakpoint, None)
@@ -110,3 +120,28 @@ class Calls(Generic[_Noted]):
             returned = entered.break_on_return()
             returned.insert()
             self._open[returned] = Call(entered, self._note(entered))
+        return None
+
+    def _next(self, timeout: float | None) -> Hit | None:
+        """The next hit of a call's beginning or end; None as `wait` says."""
+        points = (*self._entries, *self._open, *self._exit)
+        glances = self._process is not None and not self._exit
+        while True:
+            some = min(_GLANCE, _GLANCE if timeout is None else timeout) if glances else timeout
+            hit = self.guest.next_hit(points, some)
+            if hit is not None and hit.breakpoint in self._exit:
+                self.ended, hit = True, None
+            elif hit is None and glances:
+                self.ended = not any(process == self._process and process.alive for process in self.guest.processes)
+                if not self.ended and (timeout is None or timeout > _GLANCE):
+                    timeout = None if timeout is None else timeout - _GLANCE
+                    continue
+            return hit
+
+
+def _exit_of(guest: LiveGuest, process: Process) -> tuple[Breakpoint, ...]:
+    """A breakpoint on the end of `process`; none under KVM, where the four that there are serve the calls."""
+    name = "PspExitProcess"
+    if guest.vm.accelerator == "kvm" or guest.variable(name) is None:
+        return ()
+    return (guest.break_on(name, condition=lambda hit: hit.args[1] == process.eprocess.address),)

@@ -8,6 +8,8 @@ from coldframe.trace.events import event, trace
 from coldframe.trace.files import FileWrites, SavedFiles, Write, write_of
 from coldframe.trace.filewrites import FileWriteTracer
 from coldframe.trace.heap import HeapTracer
+from coldframe.trace.modules import ModuleTracer
+from coldframe.trace.processes import ProcessTracer
 from coldframe.trace.show import argument_lines, argument_text
 from coldframe.trace.syscalls import Syscalls
 
@@ -15,6 +17,8 @@ __all__ = [
     "FileWriteTracer",
     "FileWrites",
     "HeapTracer",
+    "ModuleTracer",
+    "ProcessTracer",
     "SavedFiles",
     "Syscalls",
     "Tracer",

@@ -97,6 +97,7 @@ class HeapTracer:
         self.guest = guest
         self.book = HeapBook()
         self._counts: Counter[str] = Counter()
+        self._process = process = guest.process(process) if isinstance(process, str | int) else process
         self._points = [guest.break_on(f"ntdll!{name}", process) for name in _KINDS]
         self._reallocating: set[int] = set()
         """Threads within RtlReAllocateHeap, which may call the other two."""
@@ -106,11 +107,11 @@ class HeapTracer:
 
         {"time", "pid", "process", "tid", "kind", "address", "size", "stack"}: `kind` is "allocate", "reallocate" (then
         "from" is the old address) or "free" (then "verdict" is "freed", "unknown": older than the trace, or "double
-        free"). An address is "0x0" where there was no memory.
+        free"). An address is "0x0" where there was no memory. Ends when the process exits, too.
         """
         deadline = None if duration is None else time.monotonic() + duration
         count = 0
-        with Calls(self.guest, self._points, self._entered, self._outermost) as calls:
+        with Calls(self.guest, self._points, self._entered, self._outermost, self._process) as calls:
             while limit is None or count < limit:
                 call = calls.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
                 if call is None:

@@ -78,16 +78,20 @@ class Syscalls:
         self._data_limit = data_limit
         self._counts: Counter[str] = Counter()
         self._failed = 0
+        self._process = process = guest.process(process) if isinstance(process, str | int) else process
         names = [name for name in _ENTRIES if guest.variable(name) is not None]
         if not names:
             raise CapabilityError(f"this kernel has neither of {', '.join(_ENTRIES)}: its system calls are not traced")
         self._points = [guest.break_on(name, process, condition=condition) for name in names]
 
     def events(self, *, limit: int | None = None, duration: float | None = None) -> Iterator[dict[str, Value]]:
-        """One event for each call that has returned, as `coldframe.trace.trace` tells them with results."""
+        """One event for each call that has returned, as `coldframe.trace.trace` tells them with results.
+
+        Ends when the process exits, if one is given.
+        """
         deadline = None if duration is None else time.monotonic() + duration
         count = 0
-        with Calls(self.guest, self._points, self._event, self._service) as calls:
+        with Calls(self.guest, self._points, self._event, self._service, self._process) as calls:
             while limit is None or count < limit:
                 call = calls.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
                 if call is None:
