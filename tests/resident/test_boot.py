@@ -37,9 +37,8 @@ def looked_at(machine: Minint) -> Report:
 
 
 @pytest.mark.parametrize(
-    ("layout", "vcpus", "shadow"), [("19041", 1, False), ("22000", 2, False), ("19041", 4, True)],
-    ids=["19041-1", "22000-2", "19041-4-shadow"],
-)  # fmt: skip
+    ("layout", "vcpus", "shadow"), [("22000", 1, False), ("19041", 4, True)], ids=["22000-1", "19041-4-shadow"]
+)
 def test_beside_a_plain_boot(layout: str, vcpus: int, shadow: bool) -> None:
     """The same disk, the same options, the same memory: hundreds of pages leave RAM, or none does."""
     with start(layout=layout, vcpus=vcpus, memory=MEMORY, kva_shadow=shadow) as machine:
@@ -167,7 +166,7 @@ def test_nothing_is_hooked(monkeypatch: pytest.MonkeyPatch) -> None:
             assert variable is not None
             guest_byte = guest.memory.translate(variable + 3)  # bit 31 is in the last of its bytes
     assert stops.count("breakpoint") == 2
-    assert stops.count("watchpoint") >= 5
+    assert stops.count("watchpoint") >= 2  # one that comes as a look ends is seen by that look
     assert changed == [guest_byte]
 
 
