@@ -23,6 +23,7 @@ import pytest
 import coldframe
 from coldframe.cli.main import run
 from coldframe.disk import NtfsVolume, open_image, volumes
+from coldframe.errors import CapabilityError
 from coldframe.minint import Truth, TruthPage, start
 from coldframe.minint.machine import read_file
 from coldframe.paging import State
@@ -256,3 +257,13 @@ with coldframe.attach({str(machine.qmp)!r}, symbols=[{str(machine.symbols_folder
         assert time.monotonic() < end
         time.sleep(0.05)
     assert not list(Path("/tmp").glob("coldframe-nbd-*/nbd"))
+
+
+def test_somebody_elses_nbd_server_is_left_alone(machine, dumped, tmp_path):
+    machine.control("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp_path / "theirs")}})
+    with (
+        coldframe.attach(machine.qmp, symbols=[machine.symbols_folder]) as guest,
+        pytest.raises(CapabilityError, match=r"give --disk.*NBD server already running"),
+    ):
+        guest.pages.volumes.all()
+    machine.control("nbd-server-stop")  # which QEMU would refuse, were it gone

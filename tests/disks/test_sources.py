@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from coldframe.disk import NtfsVolume, open_image, volumes
-from coldframe.errors import FormatError, NotFoundError, UnreadableMemoryError
+from coldframe.errors import CapabilityError, FormatError, NotFoundError, UnreadableMemoryError
 from coldframe.memory import PhysicalMemory, Run
 from coldframe.paging import FORMATS, AddressSpace, Page, PteLayout, Resolver, State
 from coldframe.windows.fileobject import VolumeIdentity
@@ -102,6 +102,18 @@ def test_an_encrypted_volume_is_named(two, tmp_path):
     (tmp_path / "encrypted.raw").write_bytes(data)
     with pytest.raises(NotFoundError, match="is encrypted by BitLocker"):
         found({}, [tmp_path / "encrypted.raw"], two[1][0])
+
+
+def test_disks_that_cannot_be_had_are_said_for_each_page(two):
+    """Not once the reason, and "no volume" ever after."""
+
+    def refuse():
+        raise CapabilityError("QEMU's NBD server is in use")
+
+    guest_volumes = GuestVolumes(Namespace({}), refuse)
+    for _ in range(2):
+        with pytest.raises(CapabilityError, match="NBD server is in use"):
+            guest_volumes.of(VolumeIdentity(1, C, 0, ""))
 
 
 def test_pages_of_a_file_that_ram_has_go_before_the_disk(two):

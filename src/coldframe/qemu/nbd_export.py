@@ -38,6 +38,7 @@ class DiskExports:
         self._guard = guard
         self._folder: Path | None = None
         self._disks: list[NbdBlocks] | None = None
+        self._serves = False  # whether QEMU's server is ours
 
     def disks(self) -> Sequence[Blocks]:
         """Each fixed disk of the machine, in QEMU's order; raises `CapabilityError` where QEMU does not give them."""
@@ -54,10 +55,11 @@ class DiskExports:
         if not nodes:
             raise CapabilityError("the virtual machine has no disk")
         self._drop_stale()
-        if self._guard is not None:
-            self._guard.exports(True)
         self._folder = Path(tempfile.mkdtemp(prefix="coldframe-nbd-"))
         path = self._start(self._folder / "nbd")
+        self._serves = True
+        if self._guard is not None:  # not before: the guardian would end a server that is somebody else's
+            self._guard.exports(True)
         found = []
         for number, (device, node) in enumerate(nodes):
             name = f"{EXPORT}-{number}"
@@ -87,7 +89,7 @@ class DiskExports:
                 self._give_folder(path.parent)
                 self._monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(path)}}})
         except QmpCommandError as error:
-            raise CapabilityError(f"the guest's disks cannot be read through QEMU: {error}") from None
+            raise CapabilityError(f"the guest's disks cannot be read through QEMU (give --disk): {error}") from None
         return path
 
     def _give_folder(self, folder: Path) -> None:
@@ -106,9 +108,11 @@ class DiskExports:
         folder, self._folder = self._folder, None
         for disk in disks or ():
             disk.close()
-        if folder is None:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not self._serves:
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        self._serves = False
         with contextlib.suppress(ColdframeError):
             for number in range(len(disks or ())):
                 self._monitor.execute("block-export-del", {"id": f"{EXPORT}-{number}", "mode": "hard"})

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coldframe.disk import Blocks, NtfsVolume, Volume, volumes
-from coldframe.errors import FormatError, NotFoundError, UnreadableMemoryError
+from coldframe.errors import ColdframeError, FormatError, NotFoundError, UnreadableMemoryError
 from coldframe.windows.fileobject import VolumeIdentity
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ class GuestVolumes:
         self._opened: dict[tuple[str, int], NtfsVolume] = {}
         self._found: dict[VolumeIdentity, MountedVolume] = {}
         self._troubles: list[str] = []
+        self._refused: ColdframeError | None = None
 
     def forget(self) -> None:
         """Read the volumes' file tables anew: the guest has run."""
+        self._refused = None
         for volume in self._opened.values():
             volume.forget()
 
@@ -86,16 +88,26 @@ class GuestVolumes:
         return found
 
     def all(self) -> list[Volume]:
-        """All volumes of all disks; a disk without any that can be told is noted and left out."""
+        """All volumes of all disks; a disk without any that can be told is noted and left out.
+
+        Raises `CapabilityError` where the disks cannot be had; what was raised is kept until `forget`.
+        """
+        if self._refused is not None:
+            raise self._refused
         if self._volumes is None:
-            self._volumes = []
-            self._held = self._disks()
-            for disk in self._held:
-                try:
-                    self._volumes += volumes(disk)
-                except FormatError as error:
-                    self._troubles.append(str(error))
-                    self._guest.warn(str(error))
+            found: list[Volume] = []
+            try:
+                self._held = self._disks()
+                for disk in self._held:
+                    try:
+                        found += volumes(disk)
+                    except FormatError as error:
+                        self._troubles.append(str(error))
+                        self._guest.warn(str(error))
+            except ColdframeError as error:
+                self._refused = error
+                raise
+            self._volumes = found
         return self._volumes
 
     def _ntfs(self, volume: Volume) -> NtfsVolume:
