@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from builder import GB, MB, PAGE, ImageBuilder, pattern
 from builder.states import ListedVads
 from coldframe.errors import FormatError, UnreadableMemoryError
-from coldframe.paging import FORMATS, AbsentPages, AddressSpace, BulkResolver, Resolver, State, VadPage, VadRange
+from coldframe.paging import FORMATS, AbsentPages, AddressSpace, BulkResolver, Resolver, State, VadPage, VadRange, Via
 from coldframe.paging.arrays import CODE, STATES
 from coldframe.paging.intervals import overlaps, remainder
 from paging.scenes import bulk_difference, every_scene, row_of, scene
@@ -75,6 +75,24 @@ def test_a_census_counts_each_page_once():
     assert census.pages[State.DEMAND_ZERO] == GB // PAGE + 16 - 7
     assert census.readable == sum(census.pages.values()) - 1
     assert census.unreadable == 1
+
+
+def test_a_table_that_cannot_be_had_counts_for_what_it_may_map():
+    builder, resolver = built()
+    dtb = builder.kernel_dtb
+    builder.set_entry(dtb, 0x40000000, builder.paged(0, 0x1000), "PDE")
+    vads = ListedVads([(0x40010000, 0x40018000, True), (0x401F0000, 0x40210000, True), (0x50000000, 0x50004000, True)])
+    space = AddressSpace(resolver, dtb, vads)
+    assert space.pages().census().pages[State.PAGEFILE] == 512
+    mapped = space.mapped_pages()
+    assert (mapped.address[:-1] + mapped.size[:-1] <= mapped.address[1:]).all()
+    counted = mapped.census()
+    assert counted.pages[State.PAGEFILE] == counted.via[Via.PAGED_TABLE] == counted.unreadable == 8 + 16
+    assert counted.pages[State.DEMAND_ZERO] == 16 + 4
+    for page in range(512):
+        address = 0x40000000 + page * PAGE
+        row = row_of(mapped, address)
+        assert (row is not None) == (vads.vad_page(address) is not None)
 
 
 class RangedVads:

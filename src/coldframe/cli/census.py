@@ -55,9 +55,9 @@ def count(guest: Guest, pid: int | None = None) -> Iterator[tuple[int | None, st
     processes = list(guest.processes) if pid is None else [guest.process(pid)]
     quiet = not sys.stderr.isatty() or len(processes) < 8
     for process in track(processes, "counting", console=err.console, transient=True, disable=quiet):
-        yield process.pid, process.name, process.memory.pages().census()
+        yield process.pid, process.name, process.memory.mapped_pages().census()
     if pid is None:
-        yield None, KERNEL, guest.memory.pages().census()
+        yield None, KERNEL, guest.memory.mapped_pages().census()
 
 
 def total(counted: Sequence[tuple[int | None, str, Census]]) -> Census:

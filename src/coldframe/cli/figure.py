@@ -75,7 +75,7 @@ def _map(guest: Guest, pid: int | None) -> Canvas:
 
     process = None if pid is None else guest.process(pid)
     areas = _kernel_areas(guest) if process is None else _vad_areas(process)
-    pages = (guest.memory if process is None else process.memory).pages()
+    pages = (guest.memory if process is None else process.memory).mapped_pages()
     number = int(pages.size.sum()) // PAGE_SIZE
     what = "module" if process is None else "VAD"
     named = sum(area.start != _SHARED_DATA for area in areas)

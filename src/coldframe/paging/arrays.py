@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coldframe.errors import FormatError
 from coldframe.paging.formats import PAGE_MASK, PAGE_SIZE
+from coldframe.paging.intervals import overlaps
 from coldframe.paging.page import State, Via
 from coldframe.paging.sources import AbsentPages
 
@@ -74,6 +75,23 @@ class PageArrays:
         """Those rows as a source of pages is asked for them."""
         paging_file = self.state[rows], self.number[rows], self.offset[rows]
         return AbsentPages(*paging_file, self.subsection[rows], self.prototype_pte[rows])
+
+    def within(self, low: U64, high: U64) -> PageArrays:
+        """The rows, those of tables that cannot be had cut to where the ranges from `low` to `high` (in order) are.
+
+        Such a table may map every address that it could; where there is no VAD it maps nothing.
+        """
+        tables = (self.via & BIT[Via.PAGED_TABLE] != 0) & (self.size > PAGE_SIZE)
+        if not tables.any():
+            return self
+        rows = np.flatnonzero(tables)
+        pieces, _ = overlaps(self.address[rows], self.address[rows] + self.size[rows], low, high)
+        which = np.concatenate((np.flatnonzero(~tables), rows[pieces.of]))
+        columns = {column.name: getattr(self, column.name)[which] for column in fields(self)}
+        columns["address"][len(which) - len(pieces.of) :] = pieces.low
+        columns["size"][len(which) - len(pieces.of) :] = pieces.high - pieces.low
+        order = np.argsort(columns["address"], kind="stable")
+        return PageArrays(**{name: column[order] for name, column in columns.items()})
 
     def census(self) -> Census:
         """How many 4 KB pages are in each state, were reached by each indirection, and can be read."""

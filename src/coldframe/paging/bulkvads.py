@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from coldframe.paging.arrays import BIT, CODE, U64, Columns, Rows, Tables, Views
 from coldframe.paging.formats import PAGE_SIZE
 from coldframe.paging.intervals import complement, overlaps, remainder
 from coldframe.paging.page import State, Via
-from coldframe.paging.sources import ListsVads
+from coldframe.paging.sources import ListsVads, VadRange
 
 if TYPE_CHECKING:
     from coldframe.paging.bulk import BulkResolver
@@ -33,8 +34,7 @@ class BulkVads:
         if not len(low):
             return
         ranges = sorted(vads.vad_ranges(), key=lambda vad: vad.start)
-        limits = np.array([(vad.start, vad.end) for vad in ranges], np.uint64).reshape(-1, 2)
-        gaps, which = overlaps(low, high, limits[:, 0], limits[:, 1])
+        gaps, which = overlaps(low, high, *_ends(ranges))
         private = np.array([vad.private for vad in ranges], np.bool_)[which]
         for low, high, via in self._by_table(gaps.low[private], gaps.high[private], passed):
             rows.add(low, high - low, State.DEMAND_ZERO, via)
@@ -113,6 +113,16 @@ class BulkVads:
             via_each,
         )
         return Views(where[~span], until[~span], ptes.low[~span], np.full(int((~span).sum()), via, np.uint8))
+
+
+def vad_ends(vads: ListsVads) -> tuple[U64, U64]:
+    """The low and the high ends of the VADs, in order, each of shape (n,)."""
+    return _ends(sorted(vads.vad_ranges(), key=lambda vad: vad.start))
+
+
+def _ends(ranges: Sequence[VadRange]) -> tuple[U64, U64]:
+    limits = np.array([(vad.start, vad.end) for vad in ranges], np.uint64).reshape(-1, 2)
+    return limits[:, 0], limits[:, 1]
 
 
 def _one(low: int, high: int) -> tuple[U64, U64]:

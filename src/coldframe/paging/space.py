@@ -10,6 +10,7 @@ from coldframe.errors import CapabilityError, UnreadableMemoryError
 from coldframe.paging.absent import read_absent
 from coldframe.paging.arrays import PageArrays
 from coldframe.paging.bulk import BulkResolver
+from coldframe.paging.bulkvads import vad_ends
 from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from coldframe.paging.gather import Span, pages_of, plain, span_bytes, spans, zeros
 from coldframe.paging.notes import ABSENT, ZERO
@@ -209,6 +210,11 @@ class AddressSpace:
                 _note_hole(holes, error.address, stop)
                 position = stop
         return bytes(out)
+
+    def mapped_pages(self) -> PageArrays:
+        """As `pages()`, what a table that cannot be had may map only as far as there are VADs: the pages to count."""
+        pages = self.pages()
+        return pages.within(*vad_ends(self.vads)) if isinstance(self.vads, ListsVads) else pages
 
     def pages(self, start: int | None = None, end: int | None = None) -> PageArrays:
         """Every page from `start` to `end` as arrays, one row a page, a large page or a span of pages alike.

@@ -136,7 +136,7 @@ def count_pages(guest: Guest) -> PageCounts:
     kinds: dict[int, bool] = {}
     spaces = [process.memory for process in guest.processes if process.dtb]
     for space in (*spaces, guest.memory):
-        arrays = space.pages()
+        arrays = space.mapped_pages()
         counted = arrays.census()
         states.update({state.value: count for state, count in counted.pages.items() if count})
         of_images, of_data = _subsections(guest, arrays, kinds)
