@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Builds minint: the multiboot loader, the kernel, the user programs, each with its PDB.
+"""Builds minint: the multiboot loader, the kernel, its drivers, the user programs, each with its PDB.
 
     guest/build.py [--layout 19041] [--output build/minint/19041]
 
 Needs clang, lld and llvm (Debian's packages). Rebuilds only what changed; prints what it runs with --verbose; builds
-into one folder take turns. The folder holds `loader.elf`, `ntoskrnl.exe`, `system32/*.exe|dll` and `symbols/*.pdb`.
+into one folder take turns. The folder holds `loader.elf`, `ntoskrnl.exe`, `system32/*.exe|dll`,
+`system32/drivers/*.sys` and `symbols/*.pdb`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ LOADER = [
     "--target=i686-elf", "-m32", "-ffreestanding", "-fno-builtin", "-nostdlib", "-fno-pic", "-mno-sse", "-O1",
     "-Wall", "-Wextra", "-Werror",
 ]  # fmt: skip
-USER_PROGRAMS = ("smss", "csrss", "services", "svchost", "notepad", "states", "autochk", "ledger", "spawner", "brief")
+USER_PROGRAMS = (
+    "smss", "csrss", "services", "svchost", "notepad", "states", "autochk", "ledger", "spawner", "brief", "packets",
+)  # fmt: skip
 
 
 class BuildError(Exception):
@@ -119,6 +122,21 @@ class Build:
             *executable, *exports(HERE / "kernel" / "exports.txt"),
         )  # fmt: skip
 
+    def drivers(self) -> None:
+        """The drivers, each a folder of `driver`; they import from ntoskrnl.exe alone."""
+        header = f'-DNT_LAYOUT_HEADER="../layouts/nt_{self.layout}.h"'
+        flags = [*COMMON, header, "-Ikernel", "-DMININT_KERNEL"]
+        library = self.output / "ntoskrnl.lib"
+        for folder in sorted(path for path in (HERE / "driver").iterdir() if path.is_dir()):
+            made = self.objects(sources(folder), "driver", flags)
+            target = self.output / "system32" / "drivers" / f"{folder.name}.sys"
+            pdb = self.output / "symbols" / f"{folder.name}.pdb"
+            self.link(
+                target, [*made, library], *linker(target, pdb, "DriverEntry", 0x1C0000000), "/driver",
+                "/subsystem:native", f"/implib:{self.output / 'objects' / (folder.name + '.lib')}",
+                *exports(folder / "exports.txt"),
+            )  # fmt: skip
+
     def user(self) -> None:
         """ntdll.dll and the programs"""
         folder = self.output / "system32"
@@ -145,6 +163,7 @@ class Build:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.loader()
             self.kernel()
+            self.drivers()
             self.user()
 
 

@@ -37,6 +37,7 @@ FRAGMENT = 64  # clusters of the paging file side by side
 FOLDERS = (
     "\\Windows",
     "\\Windows\\System32",
+    "\\Windows\\System32\\drivers",
     "\\Windows\\Temp",
     "\\Users",
     "\\Users\\minint",
@@ -124,7 +125,9 @@ def built_files(built: Path) -> dict[str, Path]:
     system32 = "\\Windows\\System32\\"
     found = {system32 + "ntoskrnl.exe": built / "ntoskrnl.exe"}
     programs = sorted((built / "system32").iterdir()) if (built / "system32").is_dir() else []
-    found |= {system32 + path.name: path for path in programs if path.suffix in (".exe", ".dll", ".sys")}
+    found |= {system32 + path.name: path for path in programs if path.suffix in (".exe", ".dll")}
+    drivers = sorted((built / "system32" / "drivers").glob("*.sys"))
+    found |= {f"{system32}drivers\\{path.name}": path for path in drivers}
     missing = [str(path) for path in found.values() if not path.is_file()]
     if missing:
         raise DiskError(f"{', '.join(missing)}: not there; run guest/build.py")

@@ -25,6 +25,8 @@ NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent,
 /* To be called when a view of a section was mapped; tells the log, and whoever watches, of images. */
 void PsNotifyImage(EPROCESS *process, void *section, void *base, SIZE_T size);
 
+void PsNotifySystemImage(UNICODE_STRING *name, void *base, SIZE_T size); /* the same for a driver */
+
 void PsInitSystem(void);
 
 /* Memory compression; STATUS_NOT_FOUND without a paging file. */
@@ -36,4 +38,8 @@ typedef LDR_DATA_TABLE_ENTRY KLDR_DATA_TABLE_ENTRY; /* before Windows 10 the ker
 
 /* Loaded kernel images for those who list them: mm and io may add lines of their own. */
 KLDR_DATA_TABLE_ENTRY *MiProcessLoaderEntry(PCWSTR full_name, PCWSTR base_name, void *base, ULONG size, void *entry);
+
+/* A driver's image from the volume into system space, on PsLoadedModuleList; and out again (mm/sysload.c). PASSIVE_LEVEL. */
+NTSTATUS MmLoadSystemImage(PCWSTR path, KLDR_DATA_TABLE_ENTRY **entry); /* STATUS_IMAGE_ALREADY_LOADED, by the file's name */
+void MmUnloadSystemImage(KLDR_DATA_TABLE_ENTRY *entry);
 #endif

@@ -6,7 +6,9 @@
  * Private information classes, for minint's own programs:
  *   NtQuerySystemInformation(SystemMinintOptions, buffer, size, &needed)   the boot options, a terminated char string
  *   NtSetSystemInformation(SystemMinintTrim, SYSTEM_MININT_TRIM *, size)   MmTrimProcess on the caller's own address space
- *   NtSetSystemInformation(SystemMinintNote, char *, size)                 a line for the serial log's {"event":"note"} */
+ *   NtSetSystemInformation(SystemMinintNote, char *, size)                 a line for the serial log's {"event":"note"}
+ *   NtSetSystemInformation(SystemMinintSend, frames, size)                 Ethernet frames for ndis.sys to send: each a
+ *                                                                          MININT_FRAME and its bytes */
 #ifndef SERVICES_H
 #define SERVICES_H
 
@@ -14,6 +16,7 @@
 #define SystemMinintOptions 0x4d490000
 #define SystemMinintTrim 0x4d490001
 #define SystemMinintNote 0x4d490002
+#define SystemMinintSend 0x4d490003
 
 #ifndef __ASSEMBLER__
 typedef struct _SYSTEM_MININT_TRIM {
@@ -21,6 +24,12 @@ typedef struct _SYSTEM_MININT_TRIM {
     SIZE_T Size;
     ULONG Policy; /* MM_TRIM */
 } SYSTEM_MININT_TRIM;
+
+typedef struct _MININT_FRAME {
+    USHORT Length; /* of the frame behind this */
+    UCHAR Pieces;  /* MDLs to put it in */
+    UCHAR NewList; /* begins a NET_BUFFER_LIST; without, it joins that of the frame before */
+} MININT_FRAME;
 
 typedef struct _OBJECT_ATTRIBUTES_ARGUMENT { /* OBJECT_ATTRIBUTES */
     ULONG Length;
@@ -59,6 +68,8 @@ typedef struct _OBJECT_ATTRIBUTES_ARGUMENT { /* OBJECT_ATTRIBUTES */
     SERVICE(NtSetSystemInformation, 3) \
     SERVICE(NtQueryInformationProcess, 5) /* ProcessBasicInformation */ \
     SERVICE(NtQueryPerformanceCounter, 2) \
-    SERVICE(NtDisplayString, 1)
+    SERVICE(NtDisplayString, 1) \
+    SERVICE(NtLoadDriver, 1) /* the last part of the registry path names \SystemRoot\System32\drivers\NAME.sys */ \
+    SERVICE(NtUnloadDriver, 1)
 
 #endif

@@ -1,7 +1,7 @@
 /* services.exe: starts the service hosts, states.exe (every page state, steadily) and notepad.exe, then stays.
  * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, what notepad.exe takes: THREADS, WRITES, PACE;
  * LEDGER=rounds and LEDGERWAIT=milliseconds: ledger.exe, off without; SPAWN=n, SPAWNPACE and SPAWNWAIT=milliseconds:
- * spawner.exe, off without; LATEFILE=megabytes:
+ * spawner.exe, off without; NET=n, NETPACE and NETWAIT=milliseconds, NETRELOAD=n: packets.exe, off without; LATEFILE=megabytes:
  * one more paging file, made when the boot is over, as a user may from the control panel. */
 #include "user.h"
 
@@ -35,5 +35,11 @@ void NtProcessStartup(PEB *peb) {
     if (RtlBootOption("SPAWN", 0))
         ScStart(L"C:\\Windows\\System32\\spawner.exe", "spawner.exe count=%u pace=%u wait=%u", RtlBootOption("SPAWN", 10),
                 RtlBootOption("SPAWNPACE", 20), RtlBootOption("SPAWNWAIT", 0));
+    if (RtlBootOption("NET", 0)) {
+        char words[128];
+        RtlFormatText(words, sizeof words, "packets.exe count=%u pace=%u wait=%u reload=%u", RtlBootOption("NET", 0),
+                      RtlBootOption("NETPACE", 20), RtlBootOption("NETWAIT", 0), RtlBootOption("NETRELOAD", 0));
+        ScStart(L"C:\\Windows\\System32\\packets.exe", words, 0, 0, 0);
+    }
     for (;;) RtlSleep(1000);
 }

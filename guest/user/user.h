@@ -40,6 +40,8 @@ NTSTATUS NtDelayExecution(BOOLEAN alertable, LONG64 *interval); /* negative: rel
 NTSTATUS NtYieldExecution(void);
 NTSTATUS NtQuerySystemInformation(ULONG class, void *buffer, ULONG size, ULONG *needed);
 NTSTATUS NtSetSystemInformation(ULONG class, void *buffer, ULONG size);
+NTSTATUS NtLoadDriver(UNICODE_STRING *service);
+NTSTATUS NtUnloadDriver(UNICODE_STRING *service);
 
 /* ntdll's own */
 void *RtlAllocateHeap(HANDLE heap, ULONG flags, SIZE_T size);

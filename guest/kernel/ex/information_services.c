@@ -2,6 +2,7 @@
  * services.h), NtDisplayString, NtQueryPerformanceCounter. */
 #include "nt.h"
 #include "services.h"
+#include "io/io.h"
 #include "mm/mm.h"
 
 #define STATUS_INVALID_INFO_CLASS ((NTSTATUS)0xC0000003)
@@ -36,6 +37,7 @@ static NTSTATUS ExpTrim(SYSTEM_MININT_TRIM *user) {
 
 NTSTATUS NtSetSystemInformation(ULONG class, void *buffer, ULONG size) {
     if (class == SystemMinintNote) return ExpNote(buffer, size);
+    if (class == SystemMinintSend) return IoSendToNetwork(buffer, size);
     if (class == SystemStoreInformation && NT_LAYOUT_BUILD >= 14393) return SmFirstTimeInit();
     if (class != SystemMinintTrim) return STATUS_INVALID_INFO_CLASS;
     return size == sizeof(SYSTEM_MININT_TRIM) ? ExpTrim(buffer) : STATUS_INVALID_PARAMETER;

@@ -3,7 +3,7 @@
  *   FILE_OBJECT.DeviceObject -> \Device\HarddiskVolume1 (\Driver\volmgr) -> VPB -> the file system's device (\FileSystem\Ntfs)
  *   \Device\Harddisk0\DR0 (\Driver\Disk) is the disk below.
  *
- * The drivers' code is part of ntoskrnl.exe here, so their DriverStart is the kernel's. */
+ * The code of these is part of ntoskrnl.exe, so their DriverStart is the kernel's; drivers of their own are in driver.c. */
 #include "iop.h"
 
 #define IO_TYPE_DEVICE 3
@@ -21,7 +21,7 @@
 DEVICE_OBJECT *IopVolumeDevice;
 ULONG InitWinPEModeType; /* set in phase 1 from the boot options, or by whoever watches the boot */
 
-static DRIVER_OBJECT *CreateDriver(PCWSTR folder, PCWSTR name, PCWSTR full_name) {
+DRIVER_OBJECT *IopCreateDriver(PCWSTR folder, PCWSTR name, PCWSTR full_name) {
     OBJECT_DIRECTORY *directory = ObLookup(ObpRootDirectoryObject, folder);
     if (!directory) directory = ObCreateDirectory(folder, ObpRootDirectoryObject);
     DRIVER_OBJECT *driver = ObCreateNamedObject(IoDriverObjectType, sizeof(DRIVER_OBJECT) + sizeof(DRIVER_EXTENSION), name, directory);
@@ -60,9 +60,9 @@ NTSTATUS IopCreateDevices(NTFS_VOLUME *volume) {
     OBJECT_DIRECTORY *devices = ObLookup(ObpRootDirectoryObject, L"Device");
     if (!devices) devices = ObCreateDirectory(L"Device", ObpRootDirectoryObject);
     OBJECT_DIRECTORY *disks = devices ? ObCreateDirectory(L"Harddisk0", devices) : NULL;
-    DRIVER_OBJECT *disk = CreateDriver(L"Driver", L"Disk", L"\\Driver\\Disk");
-    DRIVER_OBJECT *volumes = CreateDriver(L"Driver", L"volmgr", L"\\Driver\\volmgr");
-    DRIVER_OBJECT *ntfs = CreateDriver(L"FileSystem", L"Ntfs", L"\\FileSystem\\Ntfs");
+    DRIVER_OBJECT *disk = IopCreateDriver(L"Driver", L"Disk", L"\\Driver\\Disk");
+    DRIVER_OBJECT *volumes = IopCreateDriver(L"Driver", L"volmgr", L"\\Driver\\volmgr");
+    DRIVER_OBJECT *ntfs = IopCreateDriver(L"FileSystem", L"Ntfs", L"\\FileSystem\\Ntfs");
     VPB *vpb = ExAllocatePool(sizeof(*vpb), 'bpV ');
     if (!disks || !disk || !volumes || !ntfs || !vpb) return STATUS_INSUFFICIENT_RESOURCES;
     DEVICE_OBJECT *raw = CreateDevice(disk, L"DR0", disks, FILE_DEVICE_DISK);

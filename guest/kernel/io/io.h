@@ -48,6 +48,15 @@ void IoThaw(void);
 BOOLEAN IoIsDeviceEjectable(DEVICE_OBJECT *device);
 extern ULONG InitWinPEModeType;
 
+/* The start of FAST_IO_DISPATCH (ntddk.h), as far as minint calls it. */
+typedef struct _IO_FAST_WRITE {
+    ULONG SizeOfFastIoDispatch;
+    void *FastIoCheckIfPossible, *FastIoRead;
+    BOOLEAN (*FastIoWrite)(FILE_OBJECT *file, LONG64 *offset, ULONG length, BOOLEAN wait, ULONG key, void *buffer,
+                           IO_STATUS_BLOCK *status, DEVICE_OBJECT *device);
+} IO_FAST_WRITE;
+NTSTATUS IoSendToNetwork(const void *user, ULONG size); /* what SystemMinintSend asks; size at most 1 MB */
+
 /* The page-sized transfers and their time so far, for boot figures. */
 typedef struct _IO_COUNTERS {
     ULONG64 Reads, Writes, BytesRead, BytesWritten, Ticks;

@@ -21,5 +21,6 @@ NTSTATUS IopFindVolume(ULONG64 disk_bytes, ULONG64 *offset, ULONG64 *length);
 /* device.c: the driver and device objects between a FILE_OBJECT and the disk */
 extern DEVICE_OBJECT *IopVolumeDevice; /* \Device\HarddiskVolume1 */
 NTSTATUS IopCreateDevices(NTFS_VOLUME *volume);
+DRIVER_OBJECT *IopCreateDriver(PCWSTR folder, PCWSTR name, PCWSTR full_name); /* named \folder\name; keeps the texts */
 
 #endif

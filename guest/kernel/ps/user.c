@@ -205,17 +205,25 @@ typedef struct _IMAGE_INFO { /* ntddk.h */
     SIZE_T ImageSize;
     ULONG ImageSectionNumber;
 } IMAGE_INFO;
+#define IMAGE_ADDRESSING_MODE_32BIT 3
+#define SYSTEM_MODE_IMAGE 0x100 /* the ninth bit of Properties */
 
-/* Called for every image that is mapped into a process, with the file's name; NT calls the registered routines here. */
+/* Called for every image that is mapped into a process, or loaded as a driver (`pid` 0), with the file's name; NT calls the
+ * registered routines here. */
 NOINLINE void PsCallImageNotifyRoutines(UNICODE_STRING *name, HANDLE pid, IMAGE_INFO *info, FILE_OBJECT *file) {
-    KdEvent("{\"event\":\"image\",\"pid\":%u,\"base\":\"%p\",\"size\":\"%#llx\",\"path\":\"%ws\"}", (ULONG)(ULONG64)pid,
-            info->ImageBase, (ULONG64)info->ImageSize, (PCWSTR)name->Buffer);
+    KdEvent("{\"event\":\"%s\",\"pid\":%u,\"base\":\"%p\",\"size\":\"%#llx\",\"path\":\"%ws\"}", pid ? "image" : "driver",
+            (ULONG)(ULONG64)pid, info->ImageBase, (ULONG64)info->ImageSize, (PCWSTR)name->Buffer);
 }
 
 void PsNotifyImage(EPROCESS *process, void *section, void *base, SIZE_T size) {
     FILE_OBJECT *file = MmSectionImageFile(section);
-    IMAGE_INFO info = {0x103, base, 0, size, 0}; /* version 3, system mode image no, machine type matches */
+    IMAGE_INFO info = {IMAGE_ADDRESSING_MODE_32BIT, base, 0, size, 0};
     if (file) PsCallImageNotifyRoutines((UNICODE_STRING *)&file->FileName, process->UniqueProcessId, &info, file);
+}
+
+void PsNotifySystemImage(UNICODE_STRING *name, void *base, SIZE_T size) {
+    IMAGE_INFO info = {IMAGE_ADDRESSING_MODE_32BIT | SYSTEM_MODE_IMAGE, base, 0, size, 0};
+    PsCallImageNotifyRoutines(name, NULL, &info, NULL);
 }
 
 typedef struct _PSP_VIEW {
