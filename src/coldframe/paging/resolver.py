@@ -35,22 +35,19 @@ from coldframe.paging.notes import ABSENT, ZERO, Asked, Entry, Notes, Table
 from coldframe.paging.page import Page, State, Step, SubsectionPage, Via
 from coldframe.paging.sources import DescribesSubsections, FindsVads, NamesPagingFiles, PageSource
 from coldframe.paging.swizzle import unswizzle
-
-_VALID_OR_LARGE = VALID | LARGE
-
+from coldframe.paging.walk import VALID_OR_LARGE, Walk
 
 RUNNING = float("nan")
 """The epoch of a guest that runs: it equals none, itself included, so that nothing which was kept is used."""
 
 
-class Resolver(Asks):
+class Resolver(Walk, Asks):
     """Finds pages in one guest's memory.
 
     `layout` None means that the kernel's types are not known yet: then only what the processor itself would find is
     found. `kernel_dtb` is the DTB by which prototype PTEs are read. `virtual_store` is the paging-file number that
     stands for the compressed store, or tells it when called. `kernel_dtb` and all that follows it may be set later, as
-    it becomes known; then call `drop_caches`. `frame` masks the physical address in a PTE; `table_span` is how many
-    bytes a table of PTEs maps.
+    it becomes known; then call `drop_caches`.
 
     The resolver itself keeps nothing of the guest's memory. `epoch` counts the calls of `drop_caches`: what others keep
     (`AddressSpace` its translations) is good for one epoch. While the guest runs it is `RUNNING`, which nothing equals.
@@ -74,35 +71,14 @@ class Resolver(Asks):
                 f"the kernel's page-table entries have {layout.entry_size} bytes and those of {format.name} paging"
                 f" {format.entry_size}: the symbol file is of another kernel"
             )
-        super().__init__(layout, subsections, paging_files, virtual_store, pages)
-        self.physical = physical
-        self.format = format
+        Walk.__init__(self, physical, format, layout)
+        Asks.__init__(self, layout, subsections, paging_files, virtual_store, pages)
         self.kernel_dtb = kernel_dtb
         self.invalid_pte_mask = invalid_pte_mask
         self.epoch: float = 0
         self.runs = False
         """Whether the guest runs while it is read; whoever changes this calls `drop_caches` then."""
         self._drops = 0
-
-        # For each level above the PTEs: name, shift and mask that give the entry's offset in its table, the frame
-        # mask of a large entry (or 0), and how much one entry maps.
-        self._width = width = format.entry_size.bit_length() - 1
-        self._tables = [
-            (level.name, level.shift - width, ((1 << level.bits) - 1) << width, level.large_frame, 1 << level.shift)
-            for level in format.levels[:-1]
-        ]
-        last = format.levels[-1]
-        self._pte_shift = last.shift - width
-        self._pte_index = ((1 << last.bits) - 1) << width
-        self._entry_size = format.entry_size
-        self._root = format.root
-        self._table_frame = format.frame
-        self.frame = self._frame = format.frame if layout is None else format.frame & layout.hardware_frame
-        self.table_span = 1 << format.levels[-2].shift
-        self._above = [(level.shift - width, ((1 << level.bits) - 1) << width) for level in format.levels[:-1]]
-        self._low_end = 1 << (format.address_bits - 1 if format.canonical else format.address_bits)
-        self._high_start = (1 << 64) - self._low_end if format.canonical else 1 << 64
-        self._read: Callable[[int], int] = physical.u64 if format.entry_size == 8 else physical.u32
 
     def drop_caches(self) -> None:
         """Make every translation kept from now on a new one; whoever lets the guest run calls this."""
@@ -151,7 +127,7 @@ class Resolver(Asks):
                     if table < start:
                         break
                     stored = words[(table + (address >> shift & index) - start) >> width]
-                    if stored & _VALID_OR_LARGE != VALID:
+                    if stored & VALID_OR_LARGE != VALID:
                         break
                     table = stored & frame
                 else:
@@ -163,35 +139,6 @@ class Resolver(Asks):
             except IndexError:
                 pass
         return self._walk(dtb, address, vads, None, depth)
-
-    def plain_table(self, dtb: int, address: int) -> int:
-        """The guest-physical address of the table with the PTE of `address`, where all tables on the way are valid and
-        in RAM; else (a large page, for one) `ABSENT`."""
-        if not 0 <= address < self._low_end and not self._high_start <= address < 1 << 64:
-            return ABSENT
-        table = dtb & self._root
-        try:
-            for shift, index in self._above:
-                stored = self._read(table + (address >> shift & index))
-                if stored & _VALID_OR_LARGE != VALID:
-                    return ABSENT
-                table = stored & self._table_frame
-        except UnreadableMemoryError:
-            return ABSENT
-        run = self.physical.run_at(table)
-        return table if run is not None and table + PAGE_SIZE <= run.end else ABSENT
-
-    def plain_frames(self, dtb: int, address: int, count: int) -> list[int]:
-        """The guest-physical addresses of up to `count` pages from the page at `address` on, as many as share a table
-        of PTEs; none where one of their entries, or a table on the way, is not plainly valid."""
-        table, width = self.plain_table(dtb, address), self._width
-        start, end, words = self.physical.words64 if width == 3 else self.physical.words32
-        if not start <= table <= end - PAGE_SIZE:
-            return []
-        first = (address >> self._pte_shift & self._pte_index) >> width
-        entries = words[((table - start) >> width) + first :][: min(count, (PAGE_SIZE >> width) - first)].tolist()
-        frames = [stored & self._frame for stored in entries if stored & VALID]
-        return frames if len(frames) == len(entries) else []
 
     def _walk(self, dtb: int, address: int, vads: FindsVads | None, notes: Notes | None, depth: int = 0) -> int:
         """Walk the tables; a physical address, `ZERO` or `ABSENT`. The one algorithm."""
