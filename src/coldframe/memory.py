@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.errors import CapabilityError, UnreadableMemoryError, UsageError
 
 PAGE_SIZE = 4096
 
@@ -148,6 +148,12 @@ class PhysicalMemory:
             parts.append(_read_piece(run, offset, length, address + done))
             done += length
         return b"".join(parts)
+
+    def __getitem__(self, key: slice) -> bytes:
+        return self.read(*span_of(key))
+
+    def __setitem__(self, key: slice, data: bytes) -> None:
+        self.write(checked_start(key, data), data)
 
     def u64(self, address: int) -> int:
         """The little-endian 64-bit value at `address`: the resolver's inner read."""
@@ -337,6 +343,21 @@ class PhysicalMemory:
             else:
                 run.backing.write(offset, part)
             done += length
+
+
+def span_of(key: slice) -> tuple[int, int]:
+    """Start and size of `memory[0x1000:0x2000]`; raises `ValueError` for a slice without start or end, or with a step."""
+    if not isinstance(key, slice) or key.start is None or key.stop is None or key.step not in (None, 1):
+        raise ValueError("memory is sliced with a start and an end: memory[0x1000:0x2000]")
+    return key.start, max(key.stop - key.start, 0)
+
+
+def checked_start(key: slice, data: bytes) -> int:
+    """The start of a slice that `data` shall fill; raises `UsageError` where it is longer or shorter."""
+    start, size = span_of(key)
+    if size != len(data):
+        raise UsageError(f"{size:#x} bytes of memory are not filled by {len(data):#x}")
+    return start
 
 
 def _read_piece(run: Run, offset: int, length: int, address: int) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 from coldframe.errors import UsageError
 
@@ -18,6 +18,7 @@ _BY_REGISTER = ("rcx", "rdx", "r8", "r9")
 _MASK = (1 << 64) - 1
 _WORD_OF_X64 = 8
 MOST_ARGUMENTS = 64
+MOST_SLOTS = 1 << 16
 
 
 class _Memory(Protocol):
@@ -28,7 +29,8 @@ class _Memory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """`args[i]` is argument number i (from 0) as an unsigned number; setting it changes the guest.
+    """`args[i]` is argument number i (from 0) as an unsigned number, `args[a:b]` are several; setting one changes the
+    guest.
 
     `widths` are the arguments' sizes in bits as far as they are known: a 32-bit argument's slot has arbitrary bits
     above it, which are taken away; what is not known has a whole word's. `word` is 8 bytes, or 4 on x86. Right only
@@ -42,7 +44,15 @@ class Arguments:
     widths: Sequence[int] = ()
     word: int = 8
 
-    def __getitem__(self, index: int) -> int:
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            if index.stop is None:
+                raise UsageError("how many arguments there are is not known: name the end, args[0:4]")
+            return [self[number] for number in range(*index.indices(MOST_ARGUMENTS))]
         if not 0 <= index < MOST_ARGUMENTS:
             raise IndexError(f"argument {index}: expected 0 to {MOST_ARGUMENTS - 1}")
         if self._is_in_register(index):
@@ -67,3 +77,30 @@ class Arguments:
 
     def _slot(self, index: int) -> int:
         return (self.registers["rsp"] + self.word * (1 + index)) & (1 << 8 * self.word) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class StackSlots:
+    """`stack[i]` is the word (8 bytes, 4 on x86) number i above the stack pointer; setting it changes the guest.
+
+    At a function's first instruction `stack[0]` is the return address. Reading raises `UnreadableMemoryError` where the
+    stack is not in RAM; setting raises `CapabilityError`, and then nothing was written.
+    """
+
+    memory: _Memory
+    pointer: int
+    word: int = 8
+
+    def __getitem__(self, index: int) -> int:
+        return int.from_bytes(self.memory.read(self._place(index), self.word), "little")
+
+    def __setitem__(self, index: int, value: int) -> None:
+        bits = 8 * self.word
+        if not -(1 << bits - 1) <= value < 1 << bits:
+            raise UsageError(f"a word of stack cannot be {value:#x}: it has {bits} bits")
+        self.memory.write(self._place(index), (value & (1 << bits) - 1).to_bytes(self.word, "little"))
+
+    def _place(self, index: int) -> int:
+        if not 0 <= index < MOST_SLOTS:
+            raise IndexError(f"word {index} of the stack: expected 0 to {MOST_SLOTS - 1}")
+        return (self.pointer + self.word * index) & (1 << 8 * self.word) - 1

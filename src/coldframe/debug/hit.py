@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from coldframe.debug.arguments import Arguments
+from coldframe.debug.arguments import Arguments, StackSlots
 from coldframe.debug.callstack import Frame
 from coldframe.debug.current import Arrival, process_at, thread_at
 from coldframe.debug.prototypes import prototype
@@ -80,6 +80,23 @@ class Hit:
         known = prototype(self.function)
         widths = known.widths if known is not None else ()
         return Arguments(self.registers, self.memory, self.write_registers, widths, self.guest.types.pointer_size)
+
+    @property
+    def stack(self) -> StackSlots:
+        """The words above the stack pointer: `stack[0]` is the return address at a function's first instruction."""
+        return StackSlots(self.memory, self.registers["rsp"], self.guest.types.pointer_size)
+
+    @property
+    def result(self) -> int:
+        """What a function returned, where it just has (`wait_return`, `Call.returned`); setting it changes the guest.
+
+        RAX: 64 bits, of which an NTSTATUS is the lower half.
+        """
+        return self.registers["rax"]
+
+    @result.setter
+    def result(self, value: int) -> None:
+        self.write_registers({"rax": value})
 
     @property
     def function(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -17,8 +18,10 @@ from coldframe.debug.current import Current
 from coldframe.debug.events import KINDS, Events, Kind
 from coldframe.debug.hit import Hit
 from coldframe.debug.join import join
+from coldframe.debug.modelspecific import read_msr, write_msr
 from coldframe.debug.pending import is_loaded
 from coldframe.debug.pending import pending as pending_breakpoint
+from coldframe.debug.physical import break_on_physical
 from coldframe.errors import (
     CapabilityError,
     ColdframeError,
@@ -38,6 +41,8 @@ from coldframe.windows.process import Process, Thread
 
 _Kept = TypeVar("_Kept")
 _DATA = ("write", "read", "access")
+_AGAIN = 0.02
+"""Seconds until a guest that was told to stop as it began to run is told again."""
 
 
 class GuestPausedError(ColdframeError):
@@ -64,6 +69,8 @@ class LiveGuest(Guest):
         self.pauses = 0
         self.active: dict[tuple[int, str], list[Breakpoint]] = {}
         self._runs = False
+        self._waits = self._interrupted = False
+        self._interrupting = threading.Lock()
         super().__init__(vm.physical, store, location, symbol_file, registers)
         self.pages.own_disks = vm.disks
         self.pages.use(vm.disks)
@@ -138,6 +145,18 @@ class LiveGuest(Guest):
             raise CapabilityError(f"no vCPU {vcpu}: the guest has {self.vm.vcpus}, numbered from 0")
         return self.vm.registers(vcpu)
 
+    def write_registers(self, vcpu: int, values: Mapping[str, int]) -> None:
+        """Set registers of `vcpu` by name; the guest must be paused. On error those before the one named were set."""
+        self.vm.write_registers(vcpu, values)
+
+    def msr(self, name: str, vcpu: int = 0) -> int:
+        """The model-specific register `name` (`lstar`, `kernel_gs_base`) of `vcpu`; see `debug.modelspecific`."""
+        return read_msr(self, name, vcpu)
+
+    def write_msr(self, name: str, value: int, vcpu: int = 0) -> None:
+        """Set the model-specific register `name` of `vcpu`; see `debug.modelspecific`."""
+        write_msr(self, name, value, vcpu)
+
     def new_pause(self) -> None:
         """Forget everything read from the guest: it has run."""
         self.pauses += 1
@@ -161,6 +180,18 @@ class LiveGuest(Guest):
             return self.vm.step(vcpu)
         finally:
             self.new_pause()
+
+    def interrupt(self) -> None:
+        """From another thread: end the wait for a hit that is under way, or else the next; it returns None then.
+
+        All else of a guest is for one thread at a time. Returns when the wait has ended, at once where there is none.
+        """
+        self._interrupted = True
+        while self._waits and self._interrupted:
+            with self._interrupting:  # so that nothing is sent when the wait is over
+                if self._interrupted:
+                    self.vm.interrupt()
+            time.sleep(_AGAIN)
 
     # Breakpoints
 
@@ -248,6 +279,23 @@ class LiveGuest(Guest):
         if length < 1:
             raise UsageError(f"a breakpoint on data covers at least one byte, not {length}")
         return self._breakpoint(where, process, thread, kind=access, length=length, condition=condition, once=once)
+
+    def break_on_physical(
+        self,
+        physical: int,
+        process: Process | str | int | None = None,
+        *,
+        kind: str = "hardware",
+        condition: Condition | str | None = None,
+        once: bool = False,
+    ) -> Breakpoint:
+        """A breakpoint on the code at a guest-physical address, in whatever process it is run; see `debug.physical`.
+
+        For the rest see `break_on`. Raises `NotFoundError` where nothing maps the address.
+        """
+        owner = self.process(process) if isinstance(process, str | int) else process
+        holds = expression(condition) if isinstance(condition, str) else condition
+        return break_on_physical(self, physical, owner, kind=kind, condition=holds, once=once)
 
     def _breakpoint(
         self,
@@ -363,8 +411,20 @@ class LiveGuest(Guest):
         """
         if not breakpoints:
             raise UsageError("no breakpoint is set: nothing to wait for")
+        self._waits = True
+        try:
+            return self._next_hit(breakpoints, timeout)
+        finally:
+            self._waits = False
+
+    def _next_hit(self, breakpoints: Sequence[Breakpoint], timeout: float | None) -> Hit | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
+            if self._interrupted:
+                with self._interrupting:
+                    self._interrupted = False
+                self.pause()
+                return None
             for point in breakpoints:
                 hit = point.take()
                 if hit is not None:
@@ -391,7 +451,7 @@ class LiveGuest(Guest):
             self._accessed(stop.vcpu, stop.address)
         elif stop.reason == "shutdown":
             raise GuestGoneError("the guest has shut down")
-        elif stop.reason == "interrupt":
+        elif stop.reason == "interrupt" and not self._interrupted:
             raise GuestPausedError("somebody else paused the guest; it is left paused")
         return True
 

@@ -2,32 +2,23 @@
 registers.
 
 A stock QEMU tells general and vector registers through the gdbstub, descriptors and debug registers through its
-monitor, and neither STAR, LSTAR nor PAT. So the guest's processor reads them itself: while everything stands still,
-its RIP is put on a RDMSR that the kernel has in its code, ECX names the register, one single step is made, and all
-registers are put back. No byte of memory changes; the processor's clock goes on by some microseconds.
+monitor, and neither STAR, LSTAR nor PAT: those the guest's processor reads itself (`modelspecific`).
+The processor's clock goes on by some microseconds.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from coldframe.debug.live import LiveGuest
+from coldframe.debug.modelspecific import BY_PROCESSOR, RDMSR, executed, find_code, kernel_mode
 from coldframe.errors import CapabilityError
 from coldframe.images.wtf import SEGMENTS, ProcessorState, Segment, tag_word
 
-_MSRS = {
-    "tsc": 0x10, "apic_base": 0x1B, "sysenter_cs": 0x174, "sysenter_esp": 0x175, "sysenter_eip": 0x176, "pat": 0x277,
-    "star": 0xC0000081, "lstar": 0xC0000082, "cstar": 0xC0000083, "sfmask": 0xC0000084, "tsc_aux": 0xC0000103,
-}  # fmt: skip
-"""SDM volume 4, table 2-2."""
-_RDMSR, _RDTSC, _XGETBV = b"\x0f\x32", b"\x0f\x31", b"\x0f\x01\xd0"
+_RDTSC, _XGETBV = b"\x0f\x31", b"\x0f\x01\xd0"
 _OSXSAVE = 1 << 18  # CR4
-_KERNEL_CODE, _KERNEL_DATA = 0x10, 0x18  # KGDT64_R0_CODE, KGDT64_R0_DATA of every x64 NT
-_EXECUTABLE = 0x2000_0000  # IMAGE_SCN_MEM_EXECUTE
 _MXCSR_MASK = 0xFFFF  # every 64-bit processor has DAZ: SDM volume 1, 11.6.6
-_PART = 1 << 16
 
 _SEGMENT = re.compile(r"^(ES|CS|SS|DS|FS|GS|LDT|TR) *=([0-9a-f]+) ([0-9a-f]+) ([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE)
 _TABLE = re.compile(r"^(GDT|IDT)= *([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE)
@@ -90,18 +81,18 @@ def _vectors(text: str, registers: Mapping[str, int]) -> list[int]:
 
 def _model_specific(guest: LiveGuest, vcpu: int, before: Mapping[str, int]) -> dict[str, int]:
     """The model-specific registers and XCR0, by the processor's own reading."""
-    place = _find(guest, _RDMSR)
+    place = find_code(guest, RDMSR)
     if place is None:
         raise CapabilityError("the kernel has no RDMSR in its code that is in RAM, so LSTAR and its kin cannot be read")
-    with _kernel_mode(guest, vcpu, before):
-        found = {name: _executed(guest, vcpu, place, len(_RDMSR), number) for name, number in _MSRS.items()}
-        clock = _find(guest, _RDTSC)
+    with kernel_mode(guest, vcpu, before):
+        found = {name: executed(guest, vcpu, place, len(RDMSR), number) for name, number in BY_PROCESSOR.items()}
+        clock = find_code(guest, _RDTSC)
         if clock is not None:  # TCG answers 0 for the counter as a model-specific register
-            found["tsc"] = _executed(guest, vcpu, clock, len(_RDTSC), 0)
+            found["tsc"] = executed(guest, vcpu, clock, len(_RDTSC), 0)
         found["xcr0"] = 1  # at reset; without CR4.OSXSAVE nothing has changed it
         if before["cr4"] & _OSXSAVE:
-            reads = _find(guest, _XGETBV)
-            found["xcr0"] = _saved_xcr0(guest) if reads is None else _executed(guest, vcpu, reads, len(_XGETBV), 0)
+            reads = find_code(guest, _XGETBV)
+            found["xcr0"] = _saved_xcr0(guest) if reads is None else executed(guest, vcpu, reads, len(_XGETBV), 0)
     return found
 
 
@@ -114,44 +105,3 @@ def _saved_xcr0(guest: LiveGuest) -> int:
     if not blocks or not blocks[0].has(path):
         raise CapabilityError("the kernel has no XGETBV in its code that is in RAM, so XCR0 cannot be read")
     return blocks[0].integer(path) or 1
-
-
-def _find(guest: LiveGuest, code: bytes) -> int | None:
-    """An address of these bytes in the kernel's executable sections. Wherever they are, they decode as what they
-    are."""
-    image = guest.kernel.image()
-    for section in image.sections:
-        if not section.characteristics & _EXECUTABLE:
-            continue
-        start = guest.kernel.base + section.rva
-        for offset in range(0, section.size, _PART):
-            data, _ = guest.memory.read_padded(start + offset, min(_PART, section.size - offset))
-            at = data.find(code)
-            if at >= 0:
-                return start + offset + at
-    return None
-
-
-@contextmanager
-def _kernel_mode(guest: LiveGuest, vcpu: int, before: Mapping[str, int]) -> Iterator[None]:
-    """The vCPU in kernel mode on the kernel's tables; on leaving, all registers as they were."""
-    restored = {name: before[name] for name in ("rax", "rcx", "rdx", "rip", "eflags")}
-    changed: dict[str, int] = {}
-    if before["cs"] & 3:
-        changed = {"ss": _KERNEL_DATA, "cs": _KERNEL_CODE, "cr3": guest.dtb}
-        restored = {"cr3": before["cr3"], "cs": before["cs"], "ss": before["ss"], **restored}
-    try:
-        guest.vm.write_registers(vcpu, changed)
-        yield
-    finally:
-        guest.vm.write_registers(vcpu, restored)
-
-
-def _executed(guest: LiveGuest, vcpu: int, place: int, length: int, number: int) -> int:
-    """EDX:EAX after the instruction at `place` with ECX = `number`."""
-    guest.vm.write_registers(vcpu, {"rcx": number, "rax": 0, "rdx": 0, "rip": place})
-    guest.vm.step(vcpu)
-    after = guest.vm.registers(vcpu)
-    if after["rip"] != place + length:
-        raise CapabilityError(f"the processor did not read its register {number:#x}: it went to {after['rip']:#x}")
-    return (after["rdx"] & 0xFFFF_FFFF) << 32 | after["rax"] & 0xFFFF_FFFF

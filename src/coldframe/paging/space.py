@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mmap import mmap
 
 from coldframe.errors import CapabilityError, UnreadableMemoryError
+from coldframe.memory import checked_start, span_of
 from coldframe.paging.absent import read_absent
 from coldframe.paging.arrays import PageArrays
 from coldframe.paging.bulk import BulkResolver
@@ -355,9 +356,10 @@ class AddressSpace:
         return b"".join(parts)
 
     def __getitem__(self, key: slice) -> bytes:
-        if key.start is None or key.stop is None or key.step not in (None, 1):
-            raise ValueError("an address space is sliced with a start and an end: memory[0x1000:0x2000]")
-        return self.read(key.start, max(key.stop - key.start, 0))
+        return self.read(*span_of(key))
+
+    def __setitem__(self, key: slice, data: bytes) -> None:
+        self.write(checked_start(key, data), data)
 
     def write(self, address: int, data: bytes) -> None:
         """Put `data` at `address`, in pages that are in RAM (valid or in transition).

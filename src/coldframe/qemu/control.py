@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, UsageError
 from coldframe.memory import PhysicalMemory
@@ -30,13 +30,12 @@ from coldframe.qemu.arrivals import (
     is_repeated,
 )
 from coldframe.qemu.breakpoints import Breakpoints
-from coldframe.qemu.gdbstub import KINDS, GdbStub, StopReply
+from coldframe.qemu.gdbstub import KINDS, TRAP, GdbStub, StopReply
 from coldframe.qemu.guarding import Guard
 from coldframe.qemu.passing import Passing
 from coldframe.qemu.qmp import Monitor
 from coldframe.qemu.registers import Registers
 
-_TRAP = 5
 _SHUTDOWN = 3  # QEMU sends GDB's SIGQUIT for a guest that shut down and is kept (-no-shutdown)
 _LONGEST_STOP = 10.0
 _MOST_REPEATS = 1 << 16
@@ -81,6 +80,10 @@ class Control:
         if self.running:
             self._stub.interrupt()
             self._waiting = self._arrived(self._stop_reply(_LONGEST_STOP), report=False) or self._waiting
+
+    def interrupt(self) -> None:
+        """Ask a running guest to stop, from any thread; a stub whose guest stands still ignores it."""
+        self._stub.interrupt()
 
     def resume(self) -> None:
         """Let all vCPUs run; a vCPU whose hit was reported passes its breakpoint first."""
@@ -144,14 +147,23 @@ class Control:
         self._unsettled = True
         for _ in range(_MOST_EMPTY_STEPS):
             reply = self._step(vcpu, before["rip"])
-            if reply.signal != _TRAP or self._fetch(vcpu).raw != before.raw:
+            if reply.signal != TRAP or self._fetch(vcpu).raw != before.raw:
                 break
         self._unsettled = False
         if reply.signal == _SHUTDOWN:
             return Stop(vcpu, "shutdown")
         if reply.watch is not None and self._breakpoints.watches(reply.watch):
             return Stop(vcpu, "watchpoint", reply.watch)
-        return Stop(vcpu, "step" if reply.signal == _TRAP else "interrupt")
+        return Stop(vcpu, "step" if reply.signal == TRAP else "interrupt")
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """A vCPU is stepped elsewhere and put back as it stood: a hit that it had reported stays reported."""
+        arrival = self._arrival
+        try:
+            yield
+        finally:
+            self._arrival = arrival
 
     def _step(self, vcpu: int, address: int) -> StopReply:
         """One instruction of one vCPU, whatever breakpoint lies on it."""
@@ -321,7 +333,7 @@ class Control:
             raise GuestGoneError(f"QEMU did not stop the guest within {_LONGEST_STOP:g} s")
         if reply.watch is not None and self._breakpoints.watches(reply.watch):
             return Stop(reply.vcpu, "watchpoint", reply.watch)
-        if reply.signal != _TRAP:
+        if reply.signal != TRAP:
             if not report:
                 return None
             return Stop(reply.vcpu, "shutdown" if reply.signal == _SHUTDOWN else "interrupt")

@@ -233,6 +233,14 @@ class VirtualMachine:
         """Stop all vCPUs; no effect when they are stopped."""
         self.control.pause()
 
+    def interrupt(self) -> None:
+        """Ask a guest that another thread runs to stop; no effect where it stands still. The one call for two threads.
+
+        `run_until_stop` returns with the reason "interrupt" then.
+        """
+        if self._control is not None:
+            self._control.interrupt()
+
     def resume(self) -> None:
         """Let all vCPUs run; no effect when they run."""
         self.control.resume()

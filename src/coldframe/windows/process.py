@@ -258,6 +258,15 @@ class Thread:
         return self.guest.struct("_KTRAP_FRAME", address) if address else None
 
     @property
+    def program_counter(self) -> int | None:
+        """Where it goes on when it leaves the kernel, by its trap frame; None where it has none, as most of System's.
+
+        Where a thread that runs at this moment is, only its vCPU's registers tell.
+        """
+        frame = self.trap_frame
+        return None if frame is None else frame.integer(first_field(self.guest.types, "_KTRAP_FRAME", "Rip", "Eip"))
+
+    @property
     def teb(self) -> int:
         """The user address of its environment block; 0 for a kernel thread."""
         return self.ethread.integer("Tcb.Teb")
