@@ -346,7 +346,7 @@ class PhysicalMemory:
 
 
 def span_of(key: slice) -> tuple[int, int]:
-    """Start and size of `memory[0x1000:0x2000]`; raises `ValueError` for a slice without start or end, or with a step."""
+    """Start and size of `memory[0x1000:0x2000]`; raises `ValueError` for one without start or end, or with a step."""
     if not isinstance(key, slice) or key.start is None or key.stop is None or key.step not in (None, 1):
         raise ValueError("memory is sliced with a start and an end: memory[0x1000:0x2000]")
     return key.start, max(key.stop - key.start, 0)
