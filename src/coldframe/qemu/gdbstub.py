@@ -16,6 +16,8 @@ from coldframe.errors import CapabilityError, FormatError, GuestGoneError, Unrea
 from coldframe.qemu.packets import INTERRUPT, RESYNC, PacketSocket, packet
 from coldframe.qemu.registers import RegisterLayout, Registers
 
+TRAP = 5
+"""GDB's SIGTRAP: a breakpoint, a watchpoint, a step."""
 _TIMEOUT = 10.0  # QEMU answers at once; more is a QEMU that hangs
 _CHUNK = 0x700  # bytes of memory a packet: QEMU takes packets of 4096 characters, two a byte
 _MOST_THREADS = 4096
@@ -56,6 +58,7 @@ class GdbStub:
         self.packets = PacketSocket(sock)
         self.threads: list[Thread] = []
         self._numbers: dict[tuple[int, int], int] = {}
+        self._selected: int | None = None
         self.layout = RegisterLayout({})
         self.physical = False
         self.broken_off = False
@@ -122,6 +125,7 @@ class GdbStub:
     def resynchronise(self) -> None:
         """Bring the connection from any state to "stopped and idle": whatever was under way is dropped."""
         self.broken_off = True
+        self._selected = None
         self.packets.send(RESYNC + packet(b"qC"))  # a question that is asked nowhere else
         deadline = time.monotonic() + _TIMEOUT
         while (answer := self.packets.receive(max(0.0, deadline - time.monotonic()))) is not None:
@@ -132,9 +136,9 @@ class GdbStub:
 
     # -- registers and memory ---------------------------------------------------------------------------------------
 
-    def registers_request(self, vcpu: int) -> tuple[bytes, bytes]:
+    def registers_request(self, vcpu: int) -> tuple[bytes, ...]:
         """The requests whose last answer `registers_answer` reads."""
-        return self.select_request(vcpu), b"g"
+        return (*self.selecting(vcpu), b"g")
 
     def registers_answer(self, answer: bytes) -> Registers:
         """Decode the answer to `g`."""
@@ -151,11 +155,17 @@ class GdbStub:
 
     def registers(self, vcpu: int) -> Registers:
         """Fetch the registers of a vCPU."""
-        return self.registers_answer(self.ask_all(*self.registers_request(vcpu))[1])
+        return self.registers_answer(self.ask_all(*self.registers_request(vcpu))[-1])
 
-    def select_request(self, vcpu: int) -> bytes:
-        """The request that makes the registers and virtual memory of those behind it those of `vcpu`."""
-        return b"Hg" + self.threads[vcpu].name
+    def selecting(self, vcpu: int) -> tuple[bytes, ...]:
+        """The request, to be sent now, that makes the registers and virtual memory of those behind it those of `vcpu`.
+
+        None where they are already: QEMU selects the vCPU that hit a breakpoint (`gdb_set_stop_cpu`).
+        """
+        if self._selected == vcpu:
+            return ()
+        self._selected = vcpu
+        return (b"Hg" + self.threads[vcpu].name,)
 
     def write_register_request(self, name: str, value: int) -> bytes:
         """The request that writes one register of the selected vCPU."""
@@ -165,7 +175,7 @@ class GdbStub:
 
     def write_register(self, vcpu: int, name: str, value: int) -> None:
         """Write one register; raises `CapabilityError` when QEMU refuses."""
-        answer = self.ask_all(self.select_request(vcpu), self.write_register_request(name, value))[1]
+        answer = self.ask_all(*self.selecting(vcpu), self.write_register_request(name, value))[-1]
         if answer != b"OK":
             raise CapabilityError(f"QEMU does not let register {name} be written ({answer.decode('latin-1')})")
 
@@ -198,7 +208,7 @@ class GdbStub:
 
     def read_virtual(self, vcpu: int, address: int, size: int) -> bytes | None:
         """Up to a packet's worth of bytes in the current address space of a vCPU, or None."""
-        answer = self.ask_all(self.select_request(vcpu), b"m%x,%x" % (address, min(size, _CHUNK)))[1]
+        answer = self.ask_all(*self.selecting(vcpu), b"m%x,%x" % (address, min(size, _CHUNK)))[-1]
         return bytes.fromhex(answer.decode("ascii")) if len(answer) == 2 * min(size, _CHUNK) else None
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -235,7 +245,9 @@ class GdbStub:
         thread = _THREAD.search(payload)
         watch = _WATCH.search(payload)
         vcpu = self._numbers.get((int(thread[1] or b"1", 16), int(thread[2], 16)), 0) if thread else 0
-        return StopReply(int(payload[1:3], 16), vcpu, int(watch[1], 16) if watch else None)
+        signal = int(payload[1:3], 16)
+        self._selected = vcpu if signal == TRAP and thread else None
+        return StopReply(signal, vcpu, int(watch[1], 16) if watch else None)
 
 
 def _thread_name(name: bytes) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Passing:
             return None
         state.written["rip"] = (address + emulated.size) % (1 << 64)
         return [
-            self._stub.select_request(vcpu),
+            *self._stub.selecting(vcpu),
             *(self._stub.write_virtual_request(at, data) for at, data in state.stored),
             *(self._stub.write_register_request(name, value) for name, value in state.written.items()),
         ]
