@@ -1,4 +1,4 @@
-/* Types that debuggers look for in every kernel's PDB, though minint makes no such objects: volatility3 opens no kernel
+/* Types that debuggers look for in every kernel's PDB, though minint's kernel makes no such objects: volatility3 opens no kernel
  * without them. A definition that uses a type is what puts it into the PDB. */
 #include "nt.h"
 
@@ -19,4 +19,5 @@ union _KDP_FOREIGN_TYPES {
     IMAGE_NT_HEADERS64 NtHeaders;
     IMAGE_SECTION_HEADER SectionHeader;
     LDR_DATA_TABLE_ENTRY LoaderEntry;
+    MDL Mdl;
 } KdpForeignTypes;

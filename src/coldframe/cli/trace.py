@@ -25,6 +25,7 @@ TRACERS = {
     "files": "what is written to files; --save FOLDER puts it together there",
     "heap": "allocations and frees of one process; what it keeps, and frees twice",
     "modules": "images and drivers that are loaded, drivers that are unloaded",
+    "network": "what is sent and received through NDIS; -o FILE keeps it as pcapng",
     "processes": "processes and threads that begin and end",
     "syscalls": "every system call, with arguments and result",
 }
@@ -49,6 +50,7 @@ class Wanted:
     limit: int | None
     duration: float | None
     save: Path | None
+    output: Path | None
 
     @property
     def tracer(self) -> str | None:
@@ -66,7 +68,7 @@ def trace(
         typer.Argument(
             metavar="FUNCTION...",
             help="Functions (NtWriteFile, nt!NtReadFile, ntdll!RtlFoo), or one tracer: files, heap, modules, "
-            "processes, syscalls.",
+            "network, processes, syscalls.",
         ),
     ],
     symbols: SymbolPaths,
@@ -83,6 +85,9 @@ def trace(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="FOLDER", help="files: put what is written together there.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="network: keep the packets there, as pcapng.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-n", metavar="N", help="End after N calls.", min=1)] = None,
     duration: Annotated[
         float | None, typer.Option("--duration", metavar="SECONDS", help="End after this long.", min=0.0)
@@ -98,12 +103,15 @@ def trace(
     coldframe trace win10.qmp files --process notepad.exe --save written/
     coldframe trace win10.qmp syscalls --process 812 --duration 5 --json
     coldframe trace win10.qmp heap --process notepad.exe --duration 60
+    coldframe trace win10.qmp network -o capture.pcapng --duration 60
     coldframe trace win10.qmp processes --duration 60
     coldframe trace win10.qmp modules --process notepad.exe --limit 20 --json
     """
-    wanted = Wanted(functions, process_of(process), condition, results, limit, duration, save)
+    wanted = Wanted(functions, process_of(process), condition, results, limit, duration, save, output)
     if wanted.tracer != "files" and save is not None:
         raise UsageError("--save belongs to the tracer files: coldframe trace TARGET files --save FOLDER")
+    if wanted.tracer != "network" and output is not None:
+        raise UsageError("--output belongs to the tracer network: coldframe trace TARGET network -o FILE")
     with attach(target, symbols=symbols) as guest, _until_interrupted():
         if wanted.tracer in _COMINGS:
             _run(guest, wanted.process, wanted, as_json=as_json)
@@ -161,7 +169,14 @@ def _run(guest: LiveGuest, only: Process | str | int | None, wanted: Wanted, *, 
 
 
 def _tracer(guest: LiveGuest, only: Process | str | int | None, wanted: Wanted) -> Tracer:
-    from coldframe.trace import FileWriteTracer, HeapTracer, ModuleTracer, ProcessTracer, Syscalls  # noqa: PLC0415
+    from coldframe.trace import (  # noqa: PLC0415
+        FileWriteTracer,
+        HeapTracer,
+        ModuleTracer,
+        NetworkTracer,
+        ProcessTracer,
+        Syscalls,
+    )
 
     if wanted.tracer in (*_COMINGS, "heap") and wanted.condition is not None:
         raise UsageError(f"--if chooses calls of functions, files or syscalls; the tracer {wanted.tracer} takes none")
@@ -169,6 +184,8 @@ def _tracer(guest: LiveGuest, only: Process | str | int | None, wanted: Wanted) 
         return ProcessTracer(guest, only)
     if wanted.tracer == "modules":
         return ModuleTracer(guest, only)
+    if wanted.tracer == "network":
+        return NetworkTracer(guest, only, condition=wanted.condition, save=wanted.output)
     if wanted.tracer == "files":
         return FileWriteTracer(guest, only, condition=wanted.condition, save=wanted.save)
     if wanted.tracer == "heap":
@@ -198,7 +215,7 @@ def _show(event: Mapping[str, Traced], *, as_json: bool) -> None:
         print_event(event)
 
 
-_ASIDE = ("time", "vcpu", "kind", "pid", "process", "tid", "by", "stack")
+_ASIDE = ("time", "vcpu", "kind", "pid", "process", "tid", "by", "data", "stack")
 
 
 def _print_happening(event: Mapping[str, Traced]) -> None:

@@ -9,6 +9,7 @@ from coldframe.trace.files import FileWrites, SavedFiles, Write, write_of
 from coldframe.trace.filewrites import FileWriteTracer
 from coldframe.trace.heap import HeapTracer
 from coldframe.trace.modules import ModuleTracer
+from coldframe.trace.network import NetworkTracer
 from coldframe.trace.processes import ProcessTracer
 from coldframe.trace.show import argument_lines, argument_text
 from coldframe.trace.syscalls import Syscalls
@@ -18,6 +19,7 @@ __all__ = [
     "FileWrites",
     "HeapTracer",
     "ModuleTracer",
+    "NetworkTracer",
     "ProcessTracer",
     "SavedFiles",
     "Syscalls",
