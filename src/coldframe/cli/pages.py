@@ -130,7 +130,7 @@ def _sources(space: AddressSpace, start: int, length: int) -> list[Value]:
 def _columns(page: Page, space: AddressSpace) -> list[str]:
     from coldframe.cli.kd import table_lines  # noqa: PLC0415 - keeps the call's words from loading numpy
 
-    return [*table_lines(page, space, out.console.width), ""]
+    return [*table_lines(page, space, out.console.width), ""] if page.steps else []
 
 
 def _copy(space: AddressSpace, start: int, length: int, output: Path) -> None:
