@@ -130,7 +130,10 @@ def _sources(space: AddressSpace, start: int, length: int) -> list[Value]:
 def _columns(page: Page, space: AddressSpace) -> list[str]:
     from coldframe.cli.kd import table_lines  # noqa: PLC0415 - keeps the call's words from loading numpy
 
-    return [*table_lines(page, space, out.console.width), ""] if page.steps else []
+    levels = {level.name for level in space.resolver.format.levels}
+    if not any(step.level in levels for step in page.steps):  # no entry was there to be read
+        return []
+    return [*table_lines(page, space, out.console.width), ""]
 
 
 def _copy(space: AddressSpace, start: int, length: int, output: Path) -> None:
