@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from coldframe.debug import LiveGuest
+from coldframe.debug.events import decode_driver_unload, decode_image
 from coldframe.errors import NotFoundError, SymbolNotFoundError, UnreadableMemoryError, UsageError
 from coldframe.memory import PhysicalMemory, Run
 from coldframe.memoryfile import MemoryFile
 from coldframe.minint import Minint, start
 from coldframe.target import attach
+from debug.test_trace import Call
 
 pytestmark = pytest.mark.minint
 
@@ -226,3 +228,29 @@ def test_types_of_a_module_are_listed_and_told(guest: LiveGuest) -> None:
     )
     with pytest.raises(SymbolNotFoundError):
         guest.symbol("nt!NtWriteFiles")
+
+
+def test_a_driver_that_is_loaded_or_unloaded_is_told() -> None:
+    call = Call()
+    image, path = call.image, "\\SystemRoot\\System32\\drivers\\null.sys"
+    place = image.allocate_pool(0x1000)
+    image.write(place + 0x800, path.encode("utf-16-le"))
+    image.write_struct("_UNICODE_STRING", place, {"Length": 2 * len(path), "Buffer": place + 0x800})
+    info = (0x100, 0xFFFFF806_12340000, 0, 0x9000, 0, 0)  # IMAGE_INFO: properties, base, selector, size
+    image.write(place + 0x100, b"".join(value.to_bytes(8, "little") for value in info))
+    image.write_struct(
+        "_KLDR_DATA_TABLE_ENTRY",
+        place + 0x200,
+        {
+            "DllBase": info[1],
+            "SizeOfImage": info[3],
+            "FullDllName.Length": 2 * len(path),
+            "FullDllName.Buffer": place + 0x800,
+        },
+    )
+    call.values[:3] = [place, 0, place + 0x100]
+    loaded = decode_image(call.hit("NtWriteFile"))
+    assert (loaded.kind, loaded.name, loaded.base, loaded.size) == ("driver", path, info[1], info[3])
+    call.values[0] = place + 0x200
+    gone = decode_driver_unload(call.hit("NtWriteFile"))
+    assert (gone.kind, gone.name, gone.base, gone.size) == ("driver-unload", path, info[1], info[3])

@@ -7,9 +7,11 @@ from coldframe.debug.callstack import Frame, StackWalker, callstack, thread_call
 from coldframe.debug.events import Event, Events
 from coldframe.debug.hit import Hit
 from coldframe.debug.live import GuestPausedError, LiveGuest, attach
+from coldframe.debug.modelspecific import MSRS
 from coldframe.debug.prototypes import Parameter, Prototype, prototype
 
 __all__ = [
+    "MSRS",
     "Arguments",
     "Breakpoint",
     "Call",

@@ -83,7 +83,8 @@ def decode_image(hit: Hit) -> Event:
     return Event("image" if pid else "driver", hit, process, name=name, base=base, size=length)
 
 
-def _driver_unload(hit: Hit) -> Event:
+def decode_driver_unload(hit: Hit) -> Event:
+    """The driver whose loader entry MiUnloadSystemImage is given."""
     entry = hit.guest.struct("_KLDR_DATA_TABLE_ENTRY", hit.args[0])
     name = entry.struct("FullDllName").text
     return Event(
@@ -109,7 +110,7 @@ _PLACES: dict[str, tuple[Decoder, tuple[Kind, ...]]] = {
     "PspInsertThread": (_thread, ("thread",)),
     "PspExitThread": (_thread_exit, ("thread-exit",)),
     "PsCallImageNotifyRoutines": (decode_image, ("image", "driver")),
-    "MiUnloadSystemImage": (_driver_unload, ("driver-unload",)),
+    "MiUnloadSystemImage": (decode_driver_unload, ("driver-unload",)),
 }
 KINDS: tuple[Kind, ...] = ("process", "process-exit", "thread", "thread-exit", "image", "driver", "driver-unload")
 

@@ -25,6 +25,8 @@ BY_GDBSTUB: Mapping[str, str] = {
     "efer": "efer", "fs_base": "fs_base", "gs_base": "gs_base", "kernel_gs_base": "k_gs_base",
 }  # fmt: skip
 """What the gdbstub tells, under its own name."""
+MSRS = (*BY_GDBSTUB, *BY_PROCESSOR)
+"""The names that `read_msr` takes."""
 _FIXED = ("tsc", "apic_base", "pat")
 """What is not written: a wrong bit there makes the processor fault, or the clock jump."""
 _ADDRESSES = ("sysenter_esp", "sysenter_eip", "lstar", "cstar", "fs_base", "gs_base", "kernel_gs_base")
@@ -68,7 +70,7 @@ def write_msr(guest: LiveGuest, name: str, value: int, vcpu: int = 0) -> None:
 
 def _number(name: str) -> int:
     if name not in BY_PROCESSOR:
-        raise UsageError(f"no model-specific register {name!r}; there are {', '.join((*BY_GDBSTUB, *BY_PROCESSOR))}")
+        raise UsageError(f"no model-specific register {name!r}; there are {', '.join(MSRS)}")
     return BY_PROCESSOR[name]
 
 
