@@ -3,6 +3,9 @@
 Knows nothing of files or of Windows. Addresses are guest-physical, in bytes; never "offset in the file".
 A run whose bytes are a buffer (an mmap) is read without copying where the caller allows it (`view`); any other run
 reads through its source (a process's memory, the gdbstub).
+
+A list of processes needs no arrays, and numpy takes as long to load as all of coldframe: only methods that take or give
+arrays load it.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from coldframe.errors import CapabilityError, UnreadableMemoryError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PAGE_SIZE = 4096
 
@@ -77,8 +82,6 @@ class PhysicalMemory:
                 raise ValueError(f"run {run.start:#x}-{run.end:#x} goes past the end of its buffer")
         self.runs: tuple[Run, ...] = tuple(ordered)
         self._starts = [run.start for run in ordered]
-        self._start_array = np.array(self._starts, dtype=np.uint64)
-        self._end_array = np.array([run.end for run in ordered], dtype=np.uint64)
         # For the resolver, which reads where it read before: the run that u64 (u32) read last as (start, end, its bytes
         # as 64-bit (32-bit) words); `hot` likewise the run that `read` read last, as bytes. One tuple, so that threads
         # see it whole.
@@ -86,6 +89,18 @@ class PhysicalMemory:
 
     def __repr__(self) -> str:
         return f"<PhysicalMemory {len(self.runs)} runs, {self.size:#x} bytes>"
+
+    @cached_property
+    def _start_array(self) -> NDArray[np.uint64]:
+        import numpy as np  # noqa: PLC0415 - slow to load
+
+        return np.array(self._starts, dtype=np.uint64)
+
+    @cached_property
+    def _end_array(self) -> NDArray[np.uint64]:
+        import numpy as np  # noqa: PLC0415 - slow to load
+
+        return np.array([run.end for run in self.runs], dtype=np.uint64)
 
     @property
     def size(self) -> int:
@@ -190,11 +205,21 @@ class PhysicalMemory:
         """Let go of the views kept for speed, so that the owner of a buffer can close it. The memory stays usable."""
         self.words64 = self.words32 = self.hot = _NO_WORDS
 
+    def buffer(self, address: int, size: int) -> memoryview:
+        """As `view`, as a buffer, one byte an element."""
+        run = self.run_at(address)
+        if run is not None and isinstance(run.backing, memoryview) and address + size <= run.end:
+            start = run.offset + address - run.start
+            return run.backing[start : start + size]
+        return memoryview(self.read(address, size))
+
     def view(self, address: int, size: int) -> NDArray[np.uint8]:
         """`size` bytes at `address` as an array (size,) of uint8: without a copy where one buffer holds them all.
 
         A view of a live guest's memory changes as the guest runs.
         """
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         run = self.run_at(address)
         if run is not None and isinstance(run.backing, memoryview) and address + size <= run.end:
             return np.frombuffer(run.backing, dtype=np.uint8, count=size, offset=run.offset + address - run.start)
@@ -206,6 +231,8 @@ class PhysicalMemory:
         `first` is where to begin in the first page, `last` where to end in the last. None where a page is not wholly
         in a buffer.
         """
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         index = np.searchsorted(self._start_array, pages, side="right") - 1 if len(self.runs) > 1 else None
         breaks = pages[1:] != pages[:-1] + np.uint64(PAGE_SIZE)
         if index is not None:
@@ -230,6 +257,8 @@ class PhysicalMemory:
 
     def _slices_of(self, number: int, low: NDArray[np.uint64], high: NDArray[np.uint64]) -> list[memoryview] | None:
         """Slices of one run's buffer; None where one leaves it."""
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         if not 0 <= number < len(self.runs):
             return None
         run = self.runs[number]
@@ -246,6 +275,8 @@ class PhysicalMemory:
         Returns the bytes, shape (n, size), and a mask (n,) that says which could be read; the rows of the others are
         zero.
         """
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         if len(addresses) > 8 and size:
             blocks = self._blocks(addresses, size)
             if blocks is not None:
@@ -283,6 +314,8 @@ class PhysicalMemory:
 
     def _blocks(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.uint8] | None:
         """As `read_many`, in one gather, where one buffer holds all of it at multiples of `size`; else None."""
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         lowest, highest = int(addresses.min()), int(addresses.max())
         run = self.run_at(lowest)
         if run is None or highest + size > run.end or not isinstance(run.backing, memoryview):
@@ -303,6 +336,8 @@ class PhysicalMemory:
 
     def contains_spans(self, addresses: NDArray[np.uint64], size: int) -> NDArray[np.bool_]:
         """At which of n addresses `size` bytes lie within one run, shape (n,)."""
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         if not self.runs:
             return np.zeros(len(addresses), dtype=np.bool_)
         if len(addresses) and 0 < size <= 1 << 63:  # nearly always: all of them in one run

@@ -51,12 +51,13 @@ def open_image(
     from coldframe.images import open_image as open_physical  # noqa: PLC0415 - keeps `attach` from loading formats
     from coldframe.images import triage_dump  # noqa: PLC0415
     from coldframe.windows import Guest  # noqa: PLC0415
-    from coldframe.windows.triageguest import TriageGuest  # noqa: PLC0415
 
     if not Path(path).is_file():
         raise UsageError(f"expected a memory image at {os.fspath(path)}, found no such file")
     dump = triage_dump(path)
     if dump is not None:
+        from coldframe.windows.triageguest import TriageGuest  # noqa: PLC0415 - loads numpy
+
         return TriageGuest.of_dump(dump, symbol_store(symbols))
     image = open_physical(path)
     guest = Guest.open(image.physical, symbol_store(symbols), registers=image.registers)

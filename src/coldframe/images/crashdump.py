@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from coldframe.errors import FormatError
 from coldframe.images import crashheader
 from coldframe.images.image import ImageFile, PhysicalImage, whole_runs
 from coldframe.memory import PAGE_SIZE, PhysicalMemory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAGIC32 = b"PAGEDUMP"
 _BY_BITMAP = {2: "kernel", 5: "bitmap", 6: "live kernel"}
@@ -136,6 +138,8 @@ def _bitmap_runs(
     file: ImageFile, at: int, old_bitmap: int, warnings: list[str]
 ) -> tuple[list[tuple[int, int, int]], int]:
     """The runs by the bitmap whose header is at `at`, and how many pages the bitmap is for."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     signature = bytes(file.at(at, 8, "the bitmap's header"))
     if signature not in (b"SDMPDUMP", b"FDMPDUMP"):
         raise FormatError(f"{file.path}: the bitmap's header begins with {signature!r}, not with SDMPDUMP or FDMPDUMP")
@@ -189,6 +193,8 @@ def _described(header: bytes, at: int, form: str) -> list[tuple[int, int]]:
 
 def _set_bits(bitmap: memoryview, pages: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where each run of set bits starts and ends among the first `pages` bits; stops looking beyond `_MOST_RUNS`."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     found: list[NDArray[np.int64]] = []
     before, count = 0, 0
     for start in range(0, len(bitmap), _CHUNK):

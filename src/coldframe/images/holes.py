@@ -10,13 +10,13 @@ import errno
 import os
 from collections.abc import Iterator
 
-import numpy as np
-
 from coldframe.memory import PhysicalMemory
 
 
 def data_spans(physical: PhysicalMemory, address: int, size: int) -> Iterator[tuple[int, int]]:
     """The parts (address, size) of a span within one run that may be other than zeros; all of it where not known."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     run = physical.run_at(address)
     if run is None or not isinstance(run.backing, memoryview) or not size:
         yield address, size

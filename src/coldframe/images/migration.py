@@ -11,14 +11,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from coldframe.errors import CapabilityError, FormatError, UnreadableMemoryError
 from coldframe.images.image import ImageFile, PhysicalImage
 from coldframe.images.vmdescription import registers
 from coldframe.memory import PAGE_SIZE, PhysicalMemory, Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FORMAT = "QEMU migration stream"
 MAGIC, LIBVIRT_MAGIC = b"QEVM", b"LibvirtQemudSave"
@@ -50,6 +52,8 @@ class RamBlock:
     """A block of RAM in the stream: a source of bytes by offset, pages found through an index (a place a page)."""
 
     def __init__(self, file: ImageFile, name: str, size: int) -> None:
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         self.file = file
         self.name = name
         self.size = size
@@ -61,6 +65,8 @@ class RamBlock:
     @property
     def missing(self) -> int:
         """How many pages the stream does not have."""
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         return len(self.index) - int(np.count_nonzero(self.index))
 
     def read(self, offset: int, size: int) -> bytes:
@@ -264,6 +270,8 @@ class _Stream:
 
     def _alike(self, flags: int) -> None:
         """As many records of the same kind and block as follow, looked at together."""
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         block, fill = self._block, bool(flags & _FILL)
         assert block is not None
         step, wanted = 9 if fill else 8 + PAGE_SIZE, (flags & 0xF & ~_SIZES) | _CONTINUE

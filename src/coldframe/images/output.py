@@ -8,14 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from coldframe.errors import ColdframeError
 from coldframe.images.holes import data_spans
 from coldframe.memory import PhysicalMemory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Progress = Callable[[int, int], None]
 """Called with how many bytes of memory are done, and how many there are."""
@@ -77,6 +78,8 @@ class Output:
 
     def put(self, offset: int, data: bytes) -> None:
         """Put `data` at `offset`, leaving out blocks of zeros: nothing may have been written there before."""
+        import numpy as np  # noqa: PLC0415 - slow to load
+
         self.extend(offset + len(data))
         array = np.frombuffer(data, dtype=np.uint8)
         for first, last in _filled(array):
@@ -112,6 +115,8 @@ class Output:
 
 def _filled(data: NDArray[np.uint8]) -> list[tuple[int, int]]:
     """The parts (first byte, end) of `data` that are not all zeros, in steps of a block."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     whole = len(data) // _BLOCK * _BLOCK
     words = data[:whole].view(np.uint64).reshape(-1, _BLOCK // 8)
     filled = np.bitwise_or.reduce(words, axis=1) != 0

@@ -1,7 +1,7 @@
 """Page tables: hardware formats as data, PTE layouts from the kernel's types, and the resolver of every page state."""
 
-from coldframe.paging.arrays import Census, PageArrays
-from coldframe.paging.bulk import BulkResolver
+from typing import TYPE_CHECKING
+
 from coldframe.paging.formats import FORMATS, Level, PageTableFormat
 from coldframe.paging.layout import Bits, PoolAddresses, PteLayout
 from coldframe.paging.page import Page, PagefileSlot, State, Step, SubsectionPage, Via
@@ -21,6 +21,10 @@ from coldframe.paging.sources import (
 )
 from coldframe.paging.space import AddressSpace
 from coldframe.paging.swizzle import mask_from_physical_bits, unswizzle
+
+if TYPE_CHECKING:
+    from coldframe.paging.arrays import Census, PageArrays
+    from coldframe.paging.bulk import BulkResolver
 
 __all__ = [
     "FORMATS",
@@ -54,3 +58,16 @@ __all__ = [
     "mask_from_physical_bits",
     "unswizzle",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What is made of arrays, as it is asked for: it loads numpy, which few calls of the command line need."""
+    if name in ("Census", "PageArrays"):
+        from coldframe.paging import arrays  # noqa: PLC0415
+
+        return getattr(arrays, name)
+    if name == "BulkResolver":
+        from coldframe.paging.bulk import BulkResolver  # noqa: PLC0415
+
+        return BulkResolver
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from mmap import mmap
+from typing import TYPE_CHECKING
 
 from coldframe.errors import CapabilityError, UnreadableMemoryError
 from coldframe.memory import checked_start, span_of
-from coldframe.paging.absent import read_absent
-from coldframe.paging.arrays import PageArrays
-from coldframe.paging.bulk import BulkResolver
-from coldframe.paging.bulkvads import vad_ends
 from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
-from coldframe.paging.gather import Span, pages_of, plain, span_bytes, spans, zeros
 from coldframe.paging.notes import ABSENT, ZERO
 from coldframe.paging.page import Page, State
 from coldframe.paging.resolver import Resolver
 from coldframe.paging.sources import FindsVads, ListsVads
+
+if TYPE_CHECKING:
+    from coldframe.paging.arrays import PageArrays
+    from coldframe.paging.gather import Span
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
@@ -214,6 +214,8 @@ class AddressSpace:
 
     def mapped_pages(self) -> PageArrays:
         """As `pages()`, what a table that cannot be had may map only as far as there are VADs: the pages to count."""
+        from coldframe.paging.bulkvads import vad_ends  # noqa: PLC0415 - loads numpy
+
         pages = self.pages()
         return pages.within(*vad_ends(self.vads)) if isinstance(self.vads, ListsVads) else pages
 
@@ -224,6 +226,8 @@ class AddressSpace:
         reach beyond either end. Raises `FormatError` where the kernel's types are not known, or the tables point to
         themselves.
         """
+        from coldframe.paging.bulk import BulkResolver  # noqa: PLC0415 - loads numpy
+
         bulk = BulkResolver(self.resolver)
         vads = self.vads if isinstance(self.vads, ListsVads) else None
         if start is None and end is None and self.vads is None:
@@ -232,6 +236,8 @@ class AddressSpace:
 
     def parts(self, start: int | None = None, end: int | None = None) -> Iterator[PageArrays]:
         """As `pages`, a part at a time: for address spaces of which not all rows shall be in memory at once."""
+        from coldframe.paging.bulk import BulkResolver  # noqa: PLC0415 - loads numpy
+
         bulk, format = BulkResolver(self.resolver), self.resolver.format  # noqa: A001
         vads = self.vads if isinstance(self.vads, ListsVads) else None
         if start is None and end is None and self.vads is None:
@@ -241,8 +247,9 @@ class AddressSpace:
     def spans(self, start: int | None = None, end: int | None = None, *, supplied: bool = False) -> Iterator[Span]:
         """What can be read from `start` to `end` as pieces that lie side by side in RAM or read as zeros, and with
         `supplied` also those that a page source has; defaults as in `pages`."""
-        pages = self.pages(start, end)
-        return spans(pages, start or 0, 1 << 64 if end is None else end, supplied=supplied)
+        from coldframe.paging.gather import spans  # noqa: PLC0415 - loads numpy
+
+        return spans(self.pages(start, end), start or 0, 1 << 64 if end is None else end, supplied=supplied)
 
     def _lists(self, address: int, size: int) -> bool:
         """Whether the pages of that span can be listed in bulk."""
@@ -255,6 +262,8 @@ class AddressSpace:
         self, address: int, size: int, holes: list[tuple[int, int]], *, padded: bool = False
     ) -> Iterator[memoryview | bytes]:
         """The bytes in large pieces: straight out of RAM where all is plain, as listed in bulk elsewhere."""
+        from coldframe.paging.gather import plain  # noqa: PLC0415 - loads numpy
+
         for start, end, pieces in plain(self.resolver, self.dtb, address, address + size):
             if pieces is not None:
                 yield from pieces
@@ -265,6 +274,8 @@ class AddressSpace:
         self, address: int, end: int, holes: list[tuple[int, int]], *, padded: bool
     ) -> Iterator[memoryview | bytes]:
         """The bytes as listed; what the list has not got is read (or padded, and noted) page by page."""
+        from coldframe.paging.gather import Span, span_bytes  # noqa: PLC0415 - loads numpy
+
         for span in (*self.spans(address, end, supplied=True), Span(end, end, None)):
             if span.start > address:
                 yield from self._hole(address, span.start - address, holes, padded=padded)
@@ -282,6 +293,9 @@ class AddressSpace:
         self, span: Span, address: int, end: int, holes: list[tuple[int, int]], *, padded: bool
     ) -> Iterator[memoryview | bytes]:
         """The bytes of pages that a page source has, many at once."""
+        from coldframe.paging.absent import read_absent  # noqa: PLC0415 - loads numpy
+        from coldframe.paging.gather import pages_of  # noqa: PLC0415 - loads numpy
+
         while address < end:
             some, out, behind = pages_of(span, address, _SUPPLIED)
             stop = min(behind, end)
@@ -301,6 +315,8 @@ class AddressSpace:
             for at in range(address, address + size, _CHUNK):
                 yield self._padded(at, min(_CHUNK, address + size - at), holes)
         else:
+            from coldframe.paging.gather import zeros  # noqa: PLC0415 - loads numpy
+
             _note_hole(holes, address, address + size)
             yield from zeros(size)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE, Run
@@ -28,6 +26,10 @@ from coldframe.windows.kernel import (
 )
 from coldframe.windows.kernelsymbols import named_files
 from coldframe.windows.pe import parse_rsds
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PAGE_FAULT = 14
 _GATE = struct.Struct("<HHHHI4x")  # a 64-bit interrupt gate: Intel SDM 3A, 6.14.1
@@ -138,6 +140,8 @@ def kernel_shadow(search: Search) -> Found:
 
 def _frames_in(space: BareSpace, registers: Registers) -> Iterator[int]:
     """Numbers in a vCPU's KPCR that could be its kernel CR3: with a PCID in the low bits, perhaps bit 63 (no flush)."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     for base in (registers.get("gs_base", 0), registers.get("k_gs_base", 0)):
         if base < KERNEL_HALF:
             continue
@@ -182,6 +186,8 @@ def self_map(search: Search) -> Found:
 
 
 def _self_referencing(search: Search) -> Iterator[int]:
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     for address, pages in pages_of(search):
         own = address + np.arange(len(pages), dtype=np.uint64) * np.uint64(PAGE_SIZE)
         upper = pages[:, 256:]
@@ -191,6 +197,8 @@ def _self_referencing(search: Search) -> Iterator[int]:
 
 def shared_data(search: Search) -> Found:
     """From the page of KUSER_SHARED_DATA, known by its text, up through the tables that map it."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     pages = shared_pages(search)
     if not pages:
         search.fail("KUSER_SHARED_DATA", "no page with a system root (X:\\WINDOWS) in physical memory")
@@ -218,6 +226,8 @@ def shared_pages(search: Search) -> list[int]:
     NtSystemRoot at 0x30 is `X:\\WINDOWS` in UTF-16, or any other folder of a drive where NtMajorVersion at 0x26C is one
     of NT's: not every NT is installed into a folder of that name.
     """
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     windows = re.compile(rb"[A-Z]\0:\0\\\0W\0I\0N\0D\0O\0W\0S\0", re.IGNORECASE)
     folder = re.compile(rb"[A-Z]\0:\0\\\0(?:[\x20-\x7e]\0){2}")
     found = []
@@ -292,6 +302,8 @@ def _records(search: Search) -> Iterator[PdbIdentity]:
 
 def _find(search: Search, text: bytes) -> Iterator[int]:
     """Where `text` is in physical memory, at multiples of four bytes (compilers and the pool align what is sought)."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     head = np.uint32(int.from_bytes(text[:4], "little"))
     for address, pages in pages_of(search):
         for place in np.flatnonzero(pages.reshape(-1).view(np.uint32) == head):
@@ -312,6 +324,8 @@ def pages_of(search: Search) -> Iterator[tuple[int, NDArray[np.uint64]]]:
 
 
 def _chunk(search: Search, run: Run, start: int) -> NDArray[np.uint64]:
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     size = min(_CHUNK, run.size - start) // PAGE_SIZE * PAGE_SIZE
     try:
         data = search.physical.view(run.start + start, size)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.windows.anchors import Found, from_tables, pages_of, shared_pages
 from coldframe.windows.bare import FRAME, BareSpace
 from coldframe.windows.kernel import KUSER_SHARED_DATA32, KernelLocation, Search, kernel_at
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 KPCR = 0xFFDF_F000
 SELF, PRCB, _VERSION_BLOCK = 0x1C, 0x20, 0x34
@@ -67,6 +69,8 @@ def page_directory(search: Search) -> Found:
 
 
 def _self_referencing(search: Search) -> Iterator[int]:
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     for address, pages in pages_of(search):
         own = address + np.arange(len(pages), dtype=np.uint64) * np.uint64(PAGE_SIZE)
         entries = pages.view(np.uint32)[:, _SELF_SLOT].astype(np.uint64)
@@ -80,6 +84,8 @@ def page_directory_pointers(search: Search) -> Found:
 
 
 def _pointer_tables(search: Search) -> Iterator[int]:
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     tops: dict[int, NDArray[np.uint64]] = {}
     for address, pages in pages_of(search):
         own = address + np.arange(len(pages), dtype=np.uint64) * np.uint64(PAGE_SIZE)
@@ -110,6 +116,8 @@ def shared_data(search: Search) -> Found:
 
 def fixed_processor_region(search: Search) -> Found:
     """From the page of the first processor's KPCR, known by its pointers to itself, up through the tables."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     found: set[int] = set()
     for address, pages in pages_of(search):
         words = pages.view(np.uint32)
@@ -124,6 +132,8 @@ def fixed_processor_region(search: Search) -> Found:
 
 def _upwards(search: Search, anchor: str, pages: set[int], address: int) -> Found:
     """The kernel under the tables, of either format, that map one of `pages` at `address`."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     tables = _holders(search, pages, np.uint32, address >> 12 & 0x3FF)
     roots = _holders(search, tables, np.uint32, address >> 22) if tables else set()
     found = from_tables(search, anchor, iter(sorted(roots)), ("x86",))
@@ -137,6 +147,8 @@ def _upwards(search: Search, anchor: str, pages: set[int], address: int) -> Foun
 
 def _holders(search: Search, targets: set[int], width: type[np.uint32] | type[np.uint64], column: int) -> set[int]:
     """The pages whose entry number `column` is valid and leads to one of `targets`."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     wanted = np.array(sorted(targets), dtype=np.uint64)
     found: set[int] = set()
     for address, pages in pages_of(search):
@@ -149,6 +161,8 @@ def _holders(search: Search, targets: set[int], width: type[np.uint32] | type[np
 
 def _pointers_to(search: Search, directories: set[int], slot: int) -> Iterator[int]:
     """Tables of four page-directory pointers whose entry `slot` leads to one of `directories`."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     wanted = np.array(sorted(directories), dtype=np.uint64)
     for address, pages in pages_of(search):
         entries = pages.reshape(-1, 4)[:, slot]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from coldframe.capabilities import ReadsMemory
 from coldframe.errors import (
@@ -24,6 +24,7 @@ from coldframe.windows.facts import Value, facts
 from coldframe.windows.handle import Handle, Objects, table_of
 from coldframe.windows.kernel import KERNEL_HALF, FindsSymbols, KernelLocation, Registers, find_kernel
 from coldframe.windows.kernelsymbols import kernel_symbols
+from coldframe.windows.latesources import LateSources
 from coldframe.windows.module import (
     KERNEL_ENTRY,
     KERNEL_NAME,
@@ -39,9 +40,10 @@ from coldframe.windows.pagingfile import PagingFile, PagingFiles
 from coldframe.windows.process import Process, Thread
 from coldframe.windows.section import Sections
 from coldframe.windows.sightings import Sighting, sightings
-from coldframe.windows.sources import PageSources
-from coldframe.windows.store import CompressedStore
 from coldframe.windows.typed import Struct, TypedMemory
+
+if TYPE_CHECKING:
+    from coldframe.windows.sources import PageSources
 
 _Kept = TypeVar("_Kept")
 _MOST_PROCESSES = 1 << 17
@@ -99,8 +101,7 @@ class Guest:
         self.resolver.subsections = self.sections
         self.resolver.paging_files = self._paging_files
         self.resolver.virtual_store = self._paging_files.store_number
-        self.pages = PageSources(self, CompressedStore(self))
-        self.resolver.pages = self.pages
+        self.resolver.pages = LateSources(self)
         self.kernel = Module(
             self, self.memory, KERNEL_NAME, location.base, location.size, path="", is_kernel=True, source=location.how
         )
@@ -129,11 +130,20 @@ class Guest:
 
     def close(self) -> None:
         """Close what was opened with the guest; the guest cannot be used afterwards."""
-        self.pages.close()
+        if "pages" in self.__dict__:
+            self.pages.close()
         self._kept.clear()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.location.identity} at {self.location.base:#x}>"
+
+    @cached_property
+    def pages(self) -> PageSources:
+        """Where the pages are that left RAM; made when it is first asked for."""
+        from coldframe.windows.sources import PageSources  # noqa: PLC0415 - loads numpy and what reads disks
+        from coldframe.windows.store import CompressedStore  # noqa: PLC0415
+
+        return PageSources(self, CompressedStore(self))
 
     def _pools(self) -> PoolAddresses:
         """Where the pools begin and end, from which the PTEs of NT 5 without PAE count."""

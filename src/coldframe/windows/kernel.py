@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from coldframe.errors import ColdframeError, FormatError, NoKernelError, UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE, PhysicalMemory
 from coldframe.paging.formats import FORMATS
@@ -166,12 +164,14 @@ def image_pages(space: BareSpace, pages: Iterator[tuple[int, int, int]]) -> Iter
     for address, physical, size in pages:
         for part in range((size - 1) // _PART * _PART, -1, -_PART):
             try:
-                data = space.physical.view(physical + part, min(size - part, _PART))
+                data = space.physical.buffer(physical + part, min(size - part, _PART))
             except UnreadableMemoryError:
                 continue
-            starts = np.flatnonzero((data[::PAGE_SIZE] == 0x4D) & (data[1::PAGE_SIZE] == 0x5A))
-            for number in starts[::-1]:
-                yield address + part + int(number) * PAGE_SIZE
+            first, second = bytes(data[::PAGE_SIZE]), bytes(data[1::PAGE_SIZE])
+            number = len(second)
+            while (number := first.rfind(b"M", 0, number)) >= 0:
+                if second[number] == ord("Z"):
+                    yield address + part + number * PAGE_SIZE
 
 
 def kernel_at(space: BareSpace, address: int, how: str) -> KernelLocation | str:

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.symbols.model import Enum
@@ -145,6 +143,8 @@ def _empty_lists(guest: Guest, offset: int) -> Iterator[tuple[int, int]]:
 
     The pool's blocks are aligned to two pointers (wdm.h, ExAllocatePoolWithTag: 16 bytes on 64-bit Windows, else 8).
     """
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     pointer = guest.types.pointer_size
     alignment = 2 * pointer
     start = offset % alignment
@@ -200,6 +200,8 @@ def _process_at(guest: Guest, physical: int, offset: int) -> Process | None:
 
 def _tagged_blocks(guest: Guest, offset: int) -> Iterator[int]:
     """The physical address of each aligned place whose pool tag, `offset` behind it, is a process's."""
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     step = 2 * guest.types.pointer_size
     for run in guest.physical.runs:
         for at in range(run.start, run.end - step + 1, _CHUNK):
