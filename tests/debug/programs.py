@@ -13,6 +13,7 @@ import pytest
 from coldframe.errors import UnreadableMemoryError
 
 TARGET = "--target=x86_64-pc-windows-msvc"
+TARGET32 = "--target=i686-pc-windows-msvc"
 PAGE = 4096
 BASE = 0x140000000
 
@@ -68,6 +69,7 @@ def build(
     entry: str = "entry",
     base: int = BASE,
     exports: tuple[str, ...] = (),
+    target: str = TARGET,
 ) -> Program:
     """Compile and link; `base` is the image's preferred one."""
     folder.mkdir(exist_ok=True)
@@ -79,12 +81,12 @@ def build(
             (folder / name).write_text(text)
             output = folder / f"{name}.obj"
             options = ("-ffreestanding", "-fno-builtin", "-funwind-tables", *flags) if name == "c.c" else ()
-            subprocess.run(["clang", TARGET, *options, "-c", folder / name, "-o", output], check=True)
+            subprocess.run(["clang", target, *options, "-c", folder / name, "-o", output], check=True)
             objects.append(output)
     path = folder / "program.exe"
     subprocess.run(
         ["lld-link", *objects, "/nodefaultlib", "/subsystem:native", f"/entry:{entry}", f"/base:{base:#x}", "/fixed",
-         "/map", "/opt:noref", f"/out:{path}", *(f"/export:{name}" for name in exports)],
+         "/map", "/opt:noref", "/safeseh:no", f"/out:{path}", *(f"/export:{name}" for name in exports)],
         check=True,
     )  # fmt: skip
     return load(path, base)

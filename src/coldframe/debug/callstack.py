@@ -2,8 +2,9 @@
 
 Each frame is unwound by its image's unwind data (see `unwind`). From kernel to user mode the walk goes through the
 machine frame that KiSystemCall64, KiPageFault and their like describe in theirs; where unwind data ends before it,
-through the trap frame that `_KTHREAD.TrapFrame` names. 32-bit code has no unwind data: see `callstack32`. A page that
-is not in RAM ends the walk and is named.
+through the trap frame that `_KTHREAD.TrapFrame` names. 32-bit code has no unwind data: see `callstack32`; behind the
+64-bit frames of a WOW64 thread come its 32-bit ones (`wow64stack`). A page that is not in RAM ends the walk and is
+named.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from coldframe.debug.names import Names
 from coldframe.debug.prologue import LONGEST_PROLOGUE, follows_call, read_prologue, undo_prologue
 from coldframe.debug.unwind import Unwound, unwind_epilogue, unwind_frame
 from coldframe.debug.unwind_info import REGISTERS, FunctionTable
+from coldframe.debug.wow64stack import context32, is_code32
 from coldframe.errors import ColdframeError, FormatError, UnreadableMemoryError
 from coldframe.windows.guest import Guest
 from coldframe.windows.module import Module
@@ -43,7 +45,8 @@ class Frame:
     `address` is where control is in it (for all but the first frame, where it will return to), `return_address` where
     in its caller it returns to (None in the last frame). `how` is the way from this frame to the next: "unwind data",
     "leaf", "epilogue", "machine frame", "trap frame (why)", "system call", "prologue (why)" where only the function's
-    instructions were in RAM; in the last frame it says why the walk ended.
+    instructions were in RAM, "WOW64 context (why)" from a WOW64 thread's last 64-bit frame to its first 32-bit one; in
+    the last frame it says why the walk ended.
     """
 
     address: int
@@ -117,7 +120,7 @@ class StackWalker:
             memory = _PausedMemory(self.guest.memory if process is None else process.memory)
             frames = frames32(self, registers, process, thread, memory, returned_to=bool(first_how))
             return list(islice(frames, limit))
-        return list(self._frames(registers, process, thread, limit, returned_to=bool(first_how)))
+        return list(islice(self._frames(registers, process, thread, limit, returned_to=bool(first_how)), limit))
 
     def _frames(
         self,
@@ -133,6 +136,9 @@ class StackWalker:
         crossed = False
         for _ in range(limit):
             module = self.modules.at(state["rip"], process)
+            if is_code32(state, module, process, thread):
+                yield from frames32(self, state, process, thread, memory, returned_to=returned_to)
+                return
             frame = self.frame(state, module)
             how, unwound = self._caller(state, module, frame, memory, returned_to=returned_to)
             if unwound is not None:
@@ -143,13 +149,26 @@ class StackWalker:
                 unwound = self._by_trap_frame(state, thread, memory)
                 how = f"trap frame ({how})" if unwound is not None else how
             if unwound is None:
-                yield replace(frame, how=how)
+                yield from self._last(replace(frame, how=how), process, thread, memory)
                 return
             yield replace(frame, return_address=unwound.registers["rip"], how=how)
             crossed = crossed or unwound.user is True
             returned_to = unwound.user is None
             state = dict(unwound.registers)
         # the last frame said how to go on; nothing more is claimed beyond the limit
+
+    def _last(
+        self, frame: Frame, process: Process | None, thread: Thread | None, memory: ReadsMemory
+    ) -> Iterator[Frame]:
+        """The last 64-bit frame, and behind it the 32-bit ones of a WOW64 thread."""
+        state = None
+        if frame.user and process is not None and thread is not None:
+            state = context32(process, thread, memory)
+        if state is None:
+            yield frame
+            return
+        yield replace(frame, return_address=state["rip"], how=f"WOW64 context ({frame.how})")
+        yield from frames32(self, state, process, thread, memory, returned_to=False)
 
     def frame(self, state: Mapping[str, int], module: Module | None) -> Frame:
         """The frame of the function that `state` (rip and rsp) is in, its caller not looked for yet."""

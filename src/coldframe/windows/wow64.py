@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MOST_MODULES = 1 << 12
 _LIST = "InLoadOrderModuleList"
+SOURCE = "32-bit loader"
+"""What names a module of the 32-bit side (see `Module.source`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ def _module(guest: Guest, memory: AddressSpace, narrow: Narrow, entry: int) -> M
         size=size,
         path=path,
         timestamp=memory.u32(entry + narrow.offset(kind, "TimeDateStamp")),
-        source="32-bit loader",
+        source=SOURCE,
     )
 
 
