@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ pytestmark = pytest.mark.minint
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 ELLIPSIS = {"...", "…"}
+WALK = ROOT / "docs" / "tutorial.md"
+"""Has a guest of its own: see test_tutorial."""
 NUMBER = re.compile(r"(?:0x)?[0-9a-fA-F]*\d[0-9a-fA-F`.:-]*|-+|(?<= )\s+")
 
 
@@ -34,10 +36,10 @@ class Command:
     shown: tuple[str, ...]
 
 
-def commands() -> list[Command]:
+def commands(pages: Sequence[Path] = tuple(page for page in PAGES if page != WALK)) -> list[Command]:
     """Each `$ coldframe ...` of each console block, with the lines under it."""
     found = []
-    for page in PAGES:
+    for page in pages:
         lines = page.read_text().splitlines()
         inside = False
         current: tuple[int, str] | None = None
@@ -74,8 +76,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.page}:{command.line}")
 def test_a_session_runs_and_prints_what_it_shows(command: Command, folder: Path) -> None:
+    shows(run(command.words, folder), command.shown)
+
+
+def run(words: str, folder: Path) -> str:
+    """What a line of the shell prints, in `folder`."""
     done = subprocess.run(
-        ["/bin/bash", "-o", "pipefail", "-c", command.words],
+        ["/bin/bash", "-o", "pipefail", "-c", words],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -84,11 +91,16 @@ def test_a_session_runs_and_prints_what_it_shows(command: Command, folder: Path)
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "_NT_SYMBOL_PATH": "symbols"},
     )
     assert done.returncode == 0, done.stderr
-    printed = iter(done.stdout.splitlines())
-    for line in command.shown:
+    return done.stdout
+
+
+def shows(text: str, lines: Sequence[str]) -> None:
+    """`lines` are in `text`, in that order."""
+    printed = iter(text.splitlines())
+    for line in lines:
         if line.strip() and line.strip() not in ELLIPSIS:
             wanted = pattern(line)
-            assert any(wanted.match(other) for other in printed), f"{line!r} is not in:\n{done.stdout}"
+            assert any(wanted.match(other) for other in printed), f"{line!r} is not in:\n{text}"
 
 
 def test_there_are_sessions() -> None:

@@ -47,11 +47,15 @@ def minint(
     log: Annotated[
         Path | None, typer.Option("--log", metavar="FILE", help="With --dump: the guest's own log, its ground truth.")
     ] = None,
+    options: Annotated[
+        str, typer.Option("--options", metavar="WORDS", help="Its boot options: 'PACE=5 SPAWN=100 STATES=0'.")
+    ] = "",
 ) -> None:
     """Start minint, the miniature NT guest: for practice and for tests.
 
     \b
     coldframe minint --qmp minint.qmp --vcpus 4
+    coldframe minint --qmp minint.qmp --options "STATES=0 SPAWN=1000 SPAWNPACE=500"
     coldframe minint --layout 22000 --dump minint.elf --disk minint.qcow2 --log minint.jsonl
     """
     from coldframe.minint import start  # noqa: PLC0415 - only these verbs need the guest
@@ -63,7 +67,7 @@ def minint(
     err.print(f"[dim]building and starting minint {printable(layout)}: {vcpus} vCPUs, {memory}, {accelerator}[/dim]")
     with start(
         layout=layout, vcpus=vcpus, memory=memory, accelerator=accelerator, kva_shadow=kva_shadow, qmp=qmp,
-        resident=resident,
+        resident=resident, options=options,
     ) as guest:  # fmt: skip
         if guest.report is not None:
             from coldframe.cli.boot import print_report  # noqa: PLC0415

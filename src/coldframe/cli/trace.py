@@ -223,10 +223,8 @@ def _print_happening(event: Mapping[str, Traced]) -> None:
     whose = ".".join(str(event[key]) for key in ("pid", "tid") if event.get(key) is not None)
     name = f"{event['process'] or ''} ({whose})" if whose else ""
     told = "  ".join(f"{key} {value}" for key, value in event.items() if key not in _ASIDE and value is not None)
-    out.print(
-        f"[bold]{printable(str(event['kind']))}[/bold]  {printable(name)}  {printable(told)}  "
-        f"[dim]{str(event['time'])[11:23]}[/dim]"
-    )
+    line = "  ".join(printable(part) for part in (name, told) if part)
+    out.print(f"[bold]{printable(str(event['kind']))}[/bold]  {line}  [dim]{str(event['time'])[11:23]}[/dim]")
     by = event.get("by")
     if isinstance(by, dict) and (by["pid"], by["tid"]) != (event["pid"], event.get("tid")):
         out.print(f"    [dim]by {printable(str(by['process']))} ({by['pid']}.{by['tid']})[/dim]")
