@@ -7,6 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from builder import kernel, kernel_files
+from builder.windows import WindowsBuilder
+from coldframe.images.write import write_elf
+
 SAYS = """
 import json, sys
 from coldframe.cli.main import run
@@ -28,12 +34,40 @@ def test_help_loads_neither_numpy_nor_anything_that_looks_into_a_guest(tmp_path)
     for words in (("--help",), ("ps", "--help")):
         status, modules = loaded(tmp_path, *words)
         assert status == 0
-        foreign = {"numpy", "rich", "cramjam", "libarchive", "asyncio", "http"}
-        if words == ("--help",):  # of a verb's words, typer lets pydantic check each
-            foreign.add("pydantic")
+        foreign = {"numpy", "pydantic", "rich", "cramjam", "libarchive", "asyncio", "http"}
         rooms = {"coldframe.windows", "coldframe.paging", "coldframe.images", "coldframe.symbols", "coldframe.qemu"}
         assert not modules & (foreign | rooms)
-        assert len(modules) < 320
+        assert len(modules) < 260
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """An image with processes and the vCPU's registers, and its symbols, as words."""
+    if not (kernels := kernel_files()):
+        pytest.skip("no kernel types: ../shared/symbols is absent")
+    folder = tmp_path_factory.mktemp("startup")
+    built = WindowsBuilder(kernel(kernels[0]))
+    built.add_idt()
+    process = built.add_process("notepad.exe", 812, 4)
+    built.add_thread(process, 1204)
+    built.finish()
+    write_elf(folder / "memory.elf", built.physical(), [built.registers(process)])
+    words = (str(folder / "memory.elf"), "--symbols", str(kernels[0]))
+    assert loaded(folder, "ps", *words)[0] == 0  # the symbols are in the cache from now on
+    return words
+
+
+@pytest.mark.parametrize(
+    "words", ["ps", "info", "modules", "threads", "vads --pid 812", "handles --pid 812", "pte PsLoadedModuleList"]
+)
+def test_what_is_told_without_arrays_loads_no_numpy(guest: tuple[str, ...], tmp_path: Path, words: str) -> None:
+    verb, *more = words.split()
+    status, modules = loaded(tmp_path, verb, guest[0], *more, *guest[1:], "--json")
+    assert status == 0
+    assert "coldframe.windows.guest" in modules
+    rooms = {"coldframe.disk", "coldframe.paging.bulk", "coldframe.windows.sources", "coldframe.windows.store"}
+    assert not modules & ({"numpy", "pydantic", "rich", "cramjam", "PIL", "asyncio", "http"} | rooms)
+    assert len(modules) < 280
 
 
 def test_an_image_is_opened_without_the_debugger_pictures_or_servers(tmp_path):
@@ -45,4 +79,4 @@ def test_an_image_is_opened_without_the_debugger_pictures_or_servers(tmp_path):
     foreign = {"rich", "asyncio", "http", "http.client", "urllib.request", "PIL", "hypothesis", "volatility3"}
     rooms = {"coldframe.debug", "coldframe.qemu", "coldframe.figures", "coldframe.minint", "coldframe.trace"}
     assert not modules & (foreign | rooms)
-    assert len(modules) < 640
+    assert len(modules) < 500

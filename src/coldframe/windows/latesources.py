@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coldframe.paging.page import Page
+from coldframe.paging.page import Page, State
 from coldframe.paging.sources import AbsentPages, Explanation
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class LateSources:
 
     def read_page(self, page: Page) -> bytes | None:
         """See `PageSource`."""
-        return self._guest.pages.read_page(page)
+        return self._guest.pages.read_page(page) if _left(page) else None
 
     def supplies(self, pages: AbsentPages) -> NDArray[np.bool_]:
         """See `BatchPageSource`."""
@@ -34,4 +34,9 @@ class LateSources:
 
     def explain(self, page: Page) -> Explanation | None:
         """See `ExplainsPages`."""
-        return self._guest.pages.explain(page)
+        return self._guest.pages.explain(page) if _left(page) else None
+
+
+def _left(page: Page) -> bool:
+    """Whether the page is somewhere else than in RAM; of one that is nowhere, no source knows more."""
+    return page.state in (State.PAGEFILE, State.COMPRESSED, State.SUBSECTION)
