@@ -99,7 +99,7 @@ def test_census_counts_every_row(dumped, capsys):
     assert [row["pid"] for row in told] == [*(process.pid for process in guest.processes), None]
     for row in told:
         space = guest.memory if row["pid"] is None else guest.process(row["pid"]).memory
-        pages = space.pages()
+        pages = space.mapped_pages()
         assert set(row) == {"pid", "name", "pages", "via", "readable", "unreadable"}
         assert sum(row["pages"].values()) == row["readable"] + row["unreadable"] == int(pages.size.sum()) // PAGE
     assert run(["census", *guest.words, "--pid", str(guest.process("states.exe").pid)]) == 0
