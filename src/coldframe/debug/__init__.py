@@ -1,6 +1,6 @@
 """Breakpoints, events, stepping, function arguments and call stacks."""
 
-from coldframe.debug.arguments import Arguments
+from coldframe.debug.arguments import Arguments, StackSlots
 from coldframe.debug.breakpoint import Breakpoint, Condition
 from coldframe.debug.calls import Call, Calls
 from coldframe.debug.callstack import Frame, StackWalker, callstack, thread_callstack, vcpu_callstack
@@ -8,6 +8,7 @@ from coldframe.debug.events import Event, Events
 from coldframe.debug.hit import Hit
 from coldframe.debug.live import GuestPausedError, LiveGuest, attach
 from coldframe.debug.modelspecific import MSRS
+from coldframe.debug.physical import PhysicalBreakpoint
 from coldframe.debug.prototypes import Parameter, Prototype, prototype
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "Hit",
     "LiveGuest",
     "Parameter",
+    "PhysicalBreakpoint",
     "Prototype",
+    "StackSlots",
     "StackWalker",
     "attach",
     "callstack",
