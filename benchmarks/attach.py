@@ -65,7 +65,7 @@ def main() -> None:
             "coldframe ps --json": lambda: run([*ps, "--json"]),
             "  of that: Python alone": lambda: run([python, "-c", ""]),
             "  of that: import numpy": lambda: run([python, "-c", "import numpy"]),
-            "  of that: import typer and pydantic": lambda: run([python, "-c", "import typer, typer._adapters"]),
+            "  of that: import typer": lambda: run([python, "-c", "import typer, typer.main"]),
             "  of that: import coldframe.debug": lambda: run([python, "-c", "import coldframe.debug"]),
         }
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
