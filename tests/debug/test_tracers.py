@@ -179,6 +179,9 @@ def test_processes_are_told_with_their_threads_as_the_log_tells_them(spawning: M
             if Counter(one["kind"] for one in told)["process-exit"] == 3:
                 break
     list(spawning.new_events())
+    last = ("process-exit", "brief.exe")  # told before it is logged
+    while Counter((event["event"], event.get("name")) for event in spawning.events[first:])[last] < 3:
+        spawning.wait_for("process-exit", timeout=20)
     logged = {
         kind: Counter((event["pid"], event.get("tid")) for event in spawning.events[first:] if event["event"] == kind)
         for kind in ("process", "process-exit", "thread", "thread-exit")
