@@ -16,7 +16,7 @@ from coldframe.debug import LiveGuest
 from coldframe.minint import Minint, start
 from coldframe.minint.truth import Write
 from coldframe.target import attach
-from coldframe.trace import FileWriteTracer, HeapTracer, ProcessTracer, Syscalls
+from coldframe.trace import FileWriteTracer, HeapTracer, ModuleTracer, ProcessTracer, Syscalls
 from coldframe.trace.heap import Block, HeapBook
 
 pytestmark = pytest.mark.minint
@@ -223,3 +223,22 @@ def test_system_calls_of_a_process_end_with_it_and_modules_are_told_before_they_
         assert list(tracer.events(duration=60))
         assert not guest.active
     assert run(["trace", str(spawning.qmp), "processes", "--if", "vcpu == 0", *common]) == 2
+
+
+def test_drivers_that_go_and_come_are_told_as_the_log_tells_them() -> None:
+    with start(vcpus=2, options="NET=2 NETWAIT=3000 NETRELOAD=2 STATES=0 SERVICES=0 PACE=500") as machine:
+        if not any(event.get("event") == "driver" for event in machine.events):
+            machine.wait_for("driver", timeout=60)
+        list(machine.new_events())
+        first = len(machine.events)
+        with attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
+            tracer = ModuleTracer(guest)
+            told = list(tracer.events(limit=4, duration=60))
+        machine.wait_for("packet", timeout=20)
+    logged = [event for event in machine.events[first:] if event.get("event") in ("driver", "driver-unload")]
+    assert [(event["kind"], event["path"], event["base"]) for event in told] == [
+        (event["event"], event["path"], event["base"]) for event in logged
+    ]
+    assert all(event["pid"] is None and event["by"]["process"] == "packets.exe" for event in told)
+    assert tracer.summary()["files"] == {"ndis.sys": 4}
+    assert (tracer.summary()["drivers"], tracer.summary()["driver_unloads"]) == (2, 2)
