@@ -2,15 +2,15 @@
 
 import coldframe
 
-with coldframe.open("memory.elf", symbols=["symbols"]) as guest:       # a memory image
+with coldframe.open("memory.elf", symbols=["symbols"]) as guest:  # a memory image
     print([process.name for process in guest.processes])
 
-with coldframe.attach("win10.qmp") as guest:                            # a running QEMU
+with coldframe.attach("win10.qmp") as guest:  # a running QEMU
     with guest.break_on("nt!NtWriteFile", process="notepad.exe") as writes:
         for hit in writes:
             print(hit.process, hit.callstack())
 
-with coldframe.boot("win10.qcow2", memory="8G") as guest:               # a boot after which every page is in RAM
+with coldframe.boot("win10.qcow2", memory="8G") as guest:  # a boot after which every page is in RAM
     guest.snapshot("resident")
 """
 
