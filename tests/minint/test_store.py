@@ -20,6 +20,7 @@ pytestmark = pytest.mark.minint
 
 PAGE = 4096
 MOST = 1500
+MOST_TURNS = 12
 TO_BACKING = 4
 """minint's MmTrimToBacking: written out, and the frames taken away."""
 
@@ -69,20 +70,24 @@ def batch_wrong(guest: LiveGuest, truth: Truth) -> list[str]:
 
 
 def test_what_the_trimmer_compressed_is_read(short: Minint) -> None:
-    for turn in range(2):
+    """In the last turn the store's own pages have left RAM, as far as the programs, which run on, have not needed
+    them again."""
+    owner, total, of_the_store = 0, 0, Counter[str]()
+    for _ in range(MOST_TURNS):
+        if owner:
+            short.command(f"trim {owner} {TO_BACKING}")
         truth = short.truth()
         with coldframe.attach(short.qmp, symbols=[short.symbols_folder]) as guest:
+            owner = guest.process("MemCompression").pid
+            of_the_store = Counter(page.state for page in truth.pages if page.pid == owner)
             read, wrong = read_wrong(guest, truth, "compressed")
-            assert read > 50
+            total += read
             assert not wrong, f"{len(wrong)} of {read}: {wrong[:5]}"
             assert not batch_wrong(guest, truth)
-            if not turn:
-                owner = guest.process("MemCompression").pid
         short.go()
-        if not turn:  # the second time the store's own pages have left RAM, as far as they are not needed
-            short.command(f"trim {owner} {TO_BACKING}")
-            short.wait_for("trimmed")
-    states = Counter(page.state for page in truth.pages if page.pid == owner)
-    assert {"pagefile", "valid"} <= set(states)
+        if of_the_store["pagefile"] and total > 50:
+            break
+    assert total > 50
+    assert of_the_store["pagefile"], of_the_store
     notes = [str(event.get("text")) for event in short.events if "stress" in str(event.get("text"))]
     assert all(note.endswith(" 0 errors") for note in notes), notes
