@@ -23,6 +23,8 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     path = tmp_path_factory.mktemp("handles") / "memory.elf"
     with start(vcpus=1, memory="256M") as machine:
         machine.wait_until_steady()
+        while len({event["tid"] for event in machine.events if event.get("event") == "write"}) < 3:
+            machine.wait_for("write")  # a thread may write before its creator has its handle
         machine.control("stop")
         machine.control("dump-guest-memory", paging=False, protocol=f"file:{path}")
         symbols = machine.symbols_folder

@@ -7,7 +7,8 @@ import pytest
 from builder import ImageBuilder, bit_field_types
 from builder.states import ListedVads
 from coldframe.cli.kd import table_lines
-from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver, Via
+from coldframe.cli.pages import page_lines
+from coldframe.paging import FORMATS, AddressSpace, Page, PteLayout, Resolver, State, Step, Via
 from coldframe.paging.selfmap import entry_addresses, self_map
 from paging.scenes import scene
 
@@ -128,3 +129,9 @@ def test_where_the_room_is_narrow_a_level_is_a_line():
     assert [line[:3] for line in narrow[1:]] == ["PXE", "PPE", "PDE", "PTE"]
     assert sorted(" ".join(narrow).split()) == sorted(" ".join(wide).split())
     assert max(map(len, narrow)) <= 80
+
+
+def test_a_place_in_the_store_is_told_in_its_own_words_whatever_its_key():
+    says = "key 0x10015175: store 1 at 0xffffca8f40080000"
+    page = Page(0x20640005000, State.COMPRESSED, None, steps=(Step("store key", 0xFFFFCA8F400AA000, 0x10015175, says),))
+    assert f"  {says}" in page_lines(page)

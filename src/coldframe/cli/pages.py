@@ -241,7 +241,7 @@ def _step_words(step: Step) -> str:
     from coldframe.cli.kd import NAMES  # noqa: PLC0415 - keeps the call's words from loading numpy
 
     _, found, meaning = step.says.partition(f"{step.value:X}: ")
-    if not found:
+    if not found or not step.level.endswith("E"):  # a VAD, a place in the store: no entry of a table
         return step.says
     number = re.match(r"pfn ([0-9a-f]+)", meaning)
     if number is not None:
