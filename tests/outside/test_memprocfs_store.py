@@ -89,6 +89,10 @@ def test_what_it_reads_of_the_store_coldframe_reads(stored: tuple[Guest, list[tu
     for truth, theirs in answers:
         memory = guest.process(truth.pid).memory
         page = memory.resolve(truth.address)
+        if not page.readable:  # behind a table in a paging file, and no disk is given
+            assert "paging file" in page.reason
+            seen["behind a table out of reach"] += 1
+            continue
         own = memory.read(truth.address, PAGE)
         assert hashlib.sha256(own).hexdigest() == truth.sha256
         what = kind(page)
