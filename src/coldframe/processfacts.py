@@ -18,12 +18,14 @@ from coldframe.images.minidump import (
     MEM_MAPPED,
     MEM_PRIVATE,
     MEM_RESERVE,
+    X64,
+    X86,
     MinidumpModule,
     MinidumpProcess,
     MinidumpRegion,
     MinidumpThread,
 )
-from coldframe.windows.kernel import KUSER_SHARED_DATA
+from coldframe.windows.crashfacts import shared_data
 from coldframe.windows.processor import processor_blocks
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from coldframe.windows import Process, Thread
     from coldframe.windows.vad import Vad
 
-_USER_END = 1 << 63
+_LONG = 8  # bytes of a pointer of 64-bit Windows
 _MOST_THREADS, _MOST_MODULES = 1 << 15, 1 << 14
 _LONGEST_NAME = 1 << 10
 # winnt.h
@@ -57,6 +59,14 @@ _TRAP_REGISTERS: Mapping[str, str] = {
     "eflags": "EFlags",
     "cs": "SegCs",
     "ss": "SegSs",
+}
+# The x86 one, on a trap out of user mode
+_TRAP_REGISTERS32: Mapping[str, str] = {
+    **{f"r{name}": f"E{name}" for name in ("ip", "bp", "bx", "si", "di", "ax", "cx", "dx")},
+    **{segment: f"Seg{segment.capitalize()}" for segment in ("cs", "ds", "es", "fs", "gs")},
+    "rsp": "HardwareEsp",
+    "eflags": "EFlags",
+    "ss": "HardwareSegSs",
 }
 
 
@@ -95,15 +105,17 @@ def threads(process: Process) -> Iterator[KnownThread]:
 
 
 def _registers(thread: Thread, running: tuple[int, Mapping[str, int]] | None) -> tuple[Mapping[str, int], str]:
-    if running is not None and running[1].get("rip", _USER_END) < _USER_END:
+    guest = thread.guest
+    if running is not None and 0 < running[1].get("rip", 0) < guest.kernel_start:
         return running[1], f"vCPU {running[0]}"
+    names = _TRAP_REGISTERS if guest.types.pointer_size == _LONG else _TRAP_REGISTERS32
     try:
         frame = thread.trap_frame
         if frame is None:
             return {}, "none: the thread has no trap frame"
         if frame.integer("SegCs") & 3 != 3:
             return {}, "none: its trap frame is not of user mode"
-        found = {name: frame.integer(path) for name, path in _TRAP_REGISTERS.items()}
+        found = {name: frame.integer(path) for name, path in names.items()}
     except (UnreadableMemoryError, TypeNotFoundError) as error:
         return {}, f"none: {error}"
     return found, "trap frame"
@@ -173,7 +185,7 @@ def minidump_process(
 ) -> MinidumpProcess:
     """What a minidump with the memory `ranges` (address, size) tells of `process`; what cannot be read is 0."""
     guest = process.guest
-    shared = guest.struct("_KUSER_SHARED_DATA", KUSER_SHARED_DATA)
+    shared = shared_data(guest)
 
     def told(path: str) -> int:
         try:
@@ -184,6 +196,7 @@ def minidump_process(
     created = process.created
     written = told("SystemTime.LowPart") | told("SystemTime.High1Time") << 32  # FILETIME
     return MinidumpProcess(
+        machine=X64 if guest.types.pointer_size == _LONG else X86,
         pid=process.pid & 0xFFFF_FFFF,
         version=(told("NtMajorVersion"), told("NtMinorVersion"), (guest.build or 0) & 0xFFFF_FFFF),
         product_type=_product(told("NtProductType")),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from builder import pattern
 from coldframe.errors import FormatError, UnreadableMemoryError
 from coldframe.images import open_image, open_triage
-from coldframe.images.crashheader import CrashHeader, with_memory
+from coldframe.images.crashheader import FORM64, CrashHeader
 
 STACK, PAGE_AT, BLOCK, DEBUGGER = 0xFFFFF8031A000A10, 0xFFFFF80312345000, 0xFFFFA88488000120, 0xFFFFF80312C00B20
 DRIVERS = [("ntoskrnl.exe", 0xFFFFF80312600000, 0x1046000), ("hal.dll", 0xFFFFF80312500000, 0xA000)]
@@ -46,7 +46,7 @@ def triage_dump(*, entry=0x90, blocks=((BLOCK, 0x300), (BLOCK + 0x1000, 0x10))) 
         *(0, at, 0, 0x348, 0xF00, 0, 0, 0, 0, 0, stack, 0x500, drivers, len(DRIVERS), strings, 0, 0, 0, STACK),
         *(PAGE_AT, page, 0x1000, debugger, 0x360, table, len(blocks)),
     )
-    return with_memory(header, 4, (), 0, at) + triage + b"".join(parts)
+    return FORM64.with_memory(header, 4, (), 0, at) + triage + b"".join(parts)
 
 
 def opened(tmp_path, data):
@@ -82,7 +82,7 @@ def test_as_an_image_it_is_refused(tmp_path):
 
 def test_another_file_is_no_triage_dump(tmp_path):
     with pytest.raises(FormatError, match="type 1"):
-        opened(tmp_path, with_memory(CrashHeader(1).pack(), 1, [(0, 1)], 1, 0x3000) + bytes(4096))
+        opened(tmp_path, FORM64.with_memory(CrashHeader(1).pack(), 1, [(0, 1)], 1, 0x3000) + bytes(4096))
     with pytest.raises(FormatError, match="header"):
         opened(tmp_path, b"PAGEDU64")
 

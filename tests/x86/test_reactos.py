@@ -78,9 +78,3 @@ def test_without_the_symbol_file_the_error_is_one_line(capsys, image):
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1
     assert "no CodeView record" in told[0]
-
-
-def test_a_crash_dump_of_a_32_bit_guest_is_refused_in_one_line(capsys, image, tmp_path):
-    path, symbols = image
-    assert coldframe(["dump", str(path), "-o", str(tmp_path / "a.dmp"), "--symbols", str(symbols)]) == 1
-    assert "found a 32-bit one" in capsys.readouterr().err

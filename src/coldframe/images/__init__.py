@@ -42,7 +42,7 @@ def _open(file: ImageFile) -> PhysicalImage:
     magic = bytes(file.data[:8])
     if magic.startswith(elf.MAGIC):
         return elf.open_elf(file)
-    if magic in (crashheader.MAGIC, crashdump.MAGIC32):
+    if magic in crashheader.FORMS:
         return crashdump.open_crash_dump(file)
     if magic.startswith(lime.MAGIC):
         return lime.open_lime(file)

@@ -1,14 +1,13 @@
 """Windows crash dumps: complete (type 1) and by bitmap (types 2, 5 and 6).
 
-Source: the header is documented by its readers, such as kdmp-parser (`kdmp-parser-structs.h`) and Volatility; a
-type 1 dump has the pages of each run of PHYSICAL_MEMORY_DESCRIPTOR one after the other, a bitmap dump those pages
-whose bit is set. No public PDB has `DUMP_HEADER64`, so its offsets are numbers here.
+Source: as of the header (`crashheader`); a type 1 dump has the pages of each run of PHYSICAL_MEMORY_DESCRIPTOR one
+after the other, a bitmap dump those pages whose bit is set.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from coldframe.errors import FormatError
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MAGIC32 = b"PAGEDUMP"
 _BY_BITMAP = {2: "kernel", 5: "bitmap", 6: "live kernel"}
 _OTHERS = {4: "triage (mini) dump", 8: "kernel dump", 9: "kernel and user dump", 10: "complete dump"}
 _LEFT_OUT = {
@@ -36,98 +34,45 @@ _OLD = struct.Struct("<4I")
 _OLD_AT, _OLD_BITMAP64, _OLD_BITMAP32 = 0x0C, 0x28, 0x20
 _MOST_PAGES = 1 << 34
 _MOST_RUNS = 1 << 21
-# DUMP_HEADER32 (Volatility's crash.json, QEMU's WinDumpHeader32) and CONTEXT of winnt.h (x86), from SegGs on
-_I386, _MACHINE32, _RUN_COUNT32, _RUNS32, _DUMP_TYPE32, _CONTEXT32 = 0x14C, 0x20, 0x64, 0x6C, 0xF88, 0x320
-_MOST_RUNS32 = 86
-_SEG_GS32 = 0x8C
-_CONTEXT32_REGISTERS = (
-    *("gs", "fs", "es", "ds", "rdi", "rsi", "rbx", "rdx", "rcx", "rax", "rbp", "rip", "cs", "eflags", "rsp", "ss"),
-)
 _CHUNK = 1 << 20  # bytes of the bitmap that are looked at in one go
 
 
 def open_crash_dump(file: ImageFile) -> PhysicalImage:
     """The pages of a crash dump; raises `FormatError` for kinds that hold no physical memory."""
-    if bytes(file.data[:8]) == MAGIC32:
-        return _open_32(file)
-    header = bytes(file.at(0, crashheader.SIZE, "the crash dump's header"))
-    machine = int.from_bytes(header[crashheader.MACHINE : crashheader.MACHINE + 4], "little")
-    if machine != crashheader.AMD64:
-        raise FormatError(f"{file.path} is a crash dump of machine {machine:#x}; only x64 (0x8664) is read")
-    kind = int.from_bytes(header[crashheader.DUMP_TYPE : crashheader.DUMP_TYPE + 4], "little")
+    form = crashheader.FORMS[bytes(file.data[:8])]
+    header = bytes(file.at(0, form.size, "the crash dump's header"))
+    bits, machine = ("32-bit ", "x86 (0x14c)") if form is crashheader.FORM32 else ("", "x64 (0x8664)")
+    found = form.word(header, form.machine_at)
+    if found != form.machine:
+        raise FormatError(f"{file.path} is a {bits}crash dump of machine {found:#x}; only {machine} is read")
+    kind = form.kind(header)
     warnings: list[str] = []
     why: Callable[[int], str] | None = None
     if kind == crashheader.FULL:
-        name, wanted = "crash dump (complete)", list(_runs(file, header))
+        name, wanted = f"{bits}crash dump (complete)", list(_runs(file, form, header))
     elif kind in _BY_BITMAP:
-        name = f"crash dump ({_BY_BITMAP[kind]})"
-        wanted, pages = _bitmap_runs(file, crashheader.SIZE, _OLD_BITMAP64, warnings)
-        why = _left_out(kind, pages, _described(header, crashheader.RUN_COUNT, "<QQ"))
+        name = f"{bits}crash dump ({_BY_BITMAP[kind]})"
+        old_bitmap = _OLD_BITMAP32 if form is crashheader.FORM32 else _OLD_BITMAP64
+        wanted, pages = _bitmap_runs(file, form.size, old_bitmap, warnings)
+        why = _left_out(kind, pages, _described(form, header))
     else:
-        found = _OTHERS.get(kind, "unknown")
         raise FormatError(
-            f"{file.path} is a crash dump of type {kind} ({found}); those of types 1, 2, 5 and 6 have memory"
+            f"{file.path} is a {bits}crash dump of type {kind} ({_OTHERS.get(kind, 'unknown')});"
+            " those of types 1, 2, 5 and 6 have memory"
         )
     runs = whole_runs(file, wanted, warnings)
     if not runs:
         raise FormatError(f"{file.path} is a crash dump without pages")
-    return PhysicalImage(PhysicalMemory(runs, why), name, [crashheader.registers(header)], warnings, header)
+    return PhysicalImage(PhysicalMemory(runs, why), name, [form.registers(header)], warnings, header)
 
 
-def _open_32(file: ImageFile) -> PhysicalImage:
-    """The pages of a crash dump of 32-bit Windows: DUMP_HEADER32, then a full dump's pages or a bitmap."""
-    header = bytes(file.at(0, PAGE_SIZE, "the crash dump's header"))
-
-    def word(at: int) -> int:
-        return int.from_bytes(header[at : at + 4], "little")
-
-    if word(_MACHINE32) != _I386:
-        raise FormatError(
-            f"{file.path} is a 32-bit crash dump of machine {word(_MACHINE32):#x}; only x86 (0x14c) is read"
-        )
-    kind, count = word(_DUMP_TYPE32), word(_RUN_COUNT32)
-    warnings: list[str] = []
-    why: Callable[[int], str] | None = None
-    if kind == crashheader.FULL:
-        if not 0 < count <= _MOST_RUNS32:
-            raise FormatError(f"{file.path}: the crash dump's header tells of {count} memory runs")
-        name, wanted, offset = "32-bit crash dump (complete)", [], PAGE_SIZE
-        for page, size in struct.iter_unpack("<II", header[_RUNS32 : _RUNS32 + 8 * count]):
-            wanted.append((page * PAGE_SIZE, size * PAGE_SIZE, offset))
-            offset += size * PAGE_SIZE
-    elif kind in _BY_BITMAP:
-        name = f"32-bit crash dump ({_BY_BITMAP[kind]})"
-        wanted, pages = _bitmap_runs(file, PAGE_SIZE, _OLD_BITMAP32, warnings)
-        why = _left_out(kind, pages, _described(header, _RUN_COUNT32, "<II"))
-    else:
-        raise FormatError(
-            f"{file.path} is a 32-bit crash dump of type {kind} ({_OTHERS.get(kind, 'unknown')}); "
-            "types 1, 2, 5 and 6 are read"
-        )
-    runs = whole_runs(file, wanted, warnings)
-    if not runs:
-        raise FormatError(f"{file.path} is a crash dump without pages")
-    return PhysicalImage(PhysicalMemory(runs, why), name, [registers32(header)], warnings)
-
-
-def registers32(header: bytes) -> Mapping[str, int]:
-    """As `crashheader.registers`, of a DUMP_HEADER32; registers by the names of their 64-bit forms."""
-    table, _, modules, processes = struct.unpack_from("<4I", header, 0x10)
-    (block,) = struct.unpack_from("<I", header, 0x60)
-    found = {"cr3": table, "nt_address": modules or processes or block, "pae": header[0x5C]}
-    values = struct.unpack_from("<16I", header, _CONTEXT32 + _SEG_GS32)
-    if values[_CONTEXT32_REGISTERS.index("rip")]:
-        found |= zip(_CONTEXT32_REGISTERS, values, strict=True)
-    return found
-
-
-def _runs(file: ImageFile, header: bytes) -> Iterator[tuple[int, int, int]]:
-    count = int.from_bytes(header[crashheader.RUN_COUNT : crashheader.RUN_COUNT + 4], "little")
-    if not 0 < count <= crashheader.MOST_RUNS + 1:  # QEMU's reader takes one more than fits whole
+def _runs(file: ImageFile, form: crashheader.HeaderForm, header: bytes) -> Iterator[tuple[int, int, int]]:
+    runs = form.runs(header, form.most_runs + 1)  # QEMU's reader takes one more than fits whole
+    if runs is None:
+        count = form.word(header, form.run_count_at)
         raise FormatError(f"{file.path}: the crash dump's header tells of {count} memory runs")
-    offset = crashheader.SIZE
-    for number in range(count):
-        page, pages = struct.unpack_from("<QQ", header, crashheader.RUNS + 16 * number)
+    offset = form.size
+    for number, (page, pages) in enumerate(runs):
         if page + pages > _MOST_PAGES:
             raise FormatError(f"{file.path}: memory run {number} has {pages:#x} pages at page {page:#x}")
         yield page * PAGE_SIZE, pages * PAGE_SIZE, offset
@@ -181,14 +126,9 @@ def _left_out(kind: int, pages: int, described: Sequence[tuple[int, int]]) -> Ca
     return why
 
 
-def _described(header: bytes, at: int, form: str) -> list[tuple[int, int]]:
+def _described(form: crashheader.HeaderForm, header: bytes) -> list[tuple[int, int]]:
     """PHYSICAL_MEMORY_DESCRIPTOR's runs (first page, pages); none where the dump does not fill it in."""
-    size = struct.calcsize(form)
-    count = int.from_bytes(header[at : at + 4], "little")
-    if not 0 < count <= crashheader.MOST_RUNS:
-        return []
-    start = at + size  # behind NumberOfRuns and NumberOfPages
-    return [(first, pages) for first, pages in struct.iter_unpack(form, header[start : start + size * count]) if pages]
+    return [(first, pages) for first, pages in form.runs(header, form.most_runs) or () if pages]
 
 
 def _set_bits(bitmap: memoryview, pages: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

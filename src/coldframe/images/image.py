@@ -19,7 +19,7 @@ class PhysicalImage:
 
     `format` names the file's format; `registers` has one mapping a vCPU that the format carries (see
     `coldframe.windows.find_kernel` for the names), perhaps none; `warnings` says what was damaged and left out;
-    `crash_header` is the DUMP_HEADER64 of a crash dump.
+    `crash_header` is the DUMP_HEADER64 or 32 of a crash dump.
     A context manager; leaving it closes the file, once nothing reads from it any more.
     """
 

@@ -1,8 +1,9 @@
 """User-mode minidumps (`.dmp`, `.mdmp`) of one process with all of its memory, for WinDbg and its kin.
 
 Format: MINIDUMP_HEADER and the streams of minidumpapiset.h
-(https://learn.microsoft.com/windows/win32/api/minidumpapiset/); CONTEXT is winnt.h's for AMD64. Everything but the
-memory lies in the file's first 4 GB, memory comes last, its ranges one after the other (Memory64ListStream).
+(https://learn.microsoft.com/windows/win32/api/minidumpapiset/); CONTEXT is winnt.h's for the process' machine.
+Everything but the memory lies in the file's first 4 GB, memory comes last, its ranges one after the other
+(Memory64ListStream).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coldframe.images.crashheader import CONTEXT_SIZE, context
+from coldframe.images.context import CONTEXT32, CONTEXT64
 from coldframe.memory import PAGE_SIZE
 
 MAGIC = b"MDMP"
@@ -25,7 +26,10 @@ _SYSTEM_INFO = struct.Struct("<HHHBBIIIIIHHQQQ")
 _THREAD, _MODULE = struct.Struct("<IIIIQQIIII"), struct.Struct("<QIIII52sIIIIQQ")
 _MISC_INFO, _REGION = struct.Struct("<6I"), struct.Struct("<QQI4xQIII4x")
 _RANGE = struct.Struct("<QQ")
-_AMD64, _VER_PLATFORM_WIN32_NT = 9, 2
+_VER_PLATFORM_WIN32_NT = 2
+X86, X64 = 0, 9
+"""PROCESSOR_ARCHITECTURE_INTEL and PROCESSOR_ARCHITECTURE_AMD64."""
+_CONTEXTS = {X86: CONTEXT32, X64: CONTEXT64}
 _HAS_PROCESS_ID, _HAS_TIMES = 1, 2
 
 
@@ -63,9 +67,13 @@ class MinidumpRegion:
 
 @dataclass(frozen=True, slots=True)
 class MinidumpProcess:
-    """What a minidump tells of a process beside its memory; times in seconds since 1970."""
+    """What a minidump tells of a process beside its memory; times in seconds since 1970.
+
+    `machine` is X64 or X86.
+    """
 
     pid: int
+    machine: int = X64
     version: tuple[int, int, int] = (0, 0, 0)
     product_type: int = 1
     suite_mask: int = 0
@@ -96,10 +104,10 @@ def minidump_head(process: MinidumpProcess, ranges: Sequence[tuple[int, int]]) -
     stream(_SYSTEM, _system(process, put(struct.pack("<I", 0) + b"\0\0")))
     flags = _HAS_PROCESS_ID | (_HAS_TIMES if process.created else 0)
     stream(_MISC, _MISC_INFO.pack(_MISC_INFO.size, flags, process.pid, process.created & 0xFFFFFFFF, 0, 0))
-    threads = []
+    threads, form = [], _CONTEXTS[process.machine]
     for thread in process.threads:
-        at = put(context(thread.registers)) if thread.registers else 0
-        size = CONTEXT_SIZE if at else 0
+        at = put(form.pack(thread.registers)) if thread.registers else 0
+        size = form.size if at else 0
         stack = thread.registers.get("rsp", 0)
         threads.append(_THREAD.pack(thread.tid & 0xFFFFFFFF, 0, 0, 0, thread.teb, stack, 0, 0, size, at))
     stream(_THREADS, struct.pack("<I", len(threads)) + b"".join(threads))
@@ -133,6 +141,6 @@ def minidump_head(process: MinidumpProcess, ranges: Sequence[tuple[int, int]]) -
 def _system(process: MinidumpProcess, service_pack: int) -> bytes:
     major, minor, build = process.version
     return _SYSTEM_INFO.pack(
-        _AMD64, 0, 0, min(process.processors, 255), process.product_type & 0xFF, major, minor, build,
+        process.machine, 0, 0, min(process.processors, 255), process.product_type & 0xFF, major, minor, build,
         _VER_PLATFORM_WIN32_NT, service_pack, process.suite_mask & 0xFFFF, 0, 0, 0, 0,
     )  # fmt: skip

@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from coldframe.errors import FormatError
-from coldframe.images import crashheader
-from coldframe.images.crashdump import MAGIC32, registers32
+from coldframe.images.crashheader import FORM32, FORM64, FORMS, HeaderForm
 from coldframe.images.image import ImageFile, whole_runs
-from coldframe.memory import PAGE_SIZE, PhysicalMemory
+from coldframe.memory import PhysicalMemory
 
 TRIAGE = 4
 _BLOCK = struct.Struct("<QII")
@@ -29,19 +28,13 @@ _PRCB, _PROCESS, _THREAD, _STACK, _DRIVERS, _OPTIONS = 0x1C, 0x20, 0x24, 0x28, 0
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where things are: in the dump's header (`size` bytes), in TRIAGE_DUMP behind it, in DUMP_DRIVER_ENTRY.
+    """Where things are: in the dump's header, in TRIAGE_DUMP behind it, in DUMP_DRIVER_ENTRY.
 
     An entry has a KLDR_DATA_TABLE_ENTRY, whose length grew with Windows: `stamps` tells by an entry's length where
     its TimeDateStamp is.
     """
 
-    pointer: str
-    size: int
-    machine: int
-    machine_at: int
-    debugger_block: int
-    bugcheck_at: int
-    bugcheck: str
+    header: HeaderForm
     lists_at: int
     triage_size: int
     top_of_stack: int
@@ -56,14 +49,12 @@ class _Layout:
 
 
 _LAYOUT64 = _Layout(
-    pointer="Q", size=crashheader.SIZE, machine=crashheader.AMD64, machine_at=crashheader.MACHINE,
-    debugger_block=crashheader.DEBUGGER_BLOCK, bugcheck_at=crashheader.BUGCHECK, bugcheck="<I4x4Q", lists_at=0x20,
+    header=FORM64, lists_at=0x20,
     triage_size=0x80, top_of_stack=0x48, data_page=0x60, debugger_data=0x70, blocks=0x78,
     entry=0x90, base=0x38, image_size=0x48, least_entry=0x60, stamps={0x90: 0x88, 0xA8: 0xA4},
 )  # fmt: skip
 _LAYOUT32 = _Layout(
-    pointer="I", size=PAGE_SIZE, machine=0x14C, machine_at=0x20,
-    debugger_block=0x60, bugcheck_at=0x28, bugcheck="<5I", lists_at=0x18,
+    header=FORM32, lists_at=0x18,
     triage_size=0x68, top_of_stack=0x48, data_page=0x4C, debugger_data=0x58, blocks=0x60,
     entry=0x4C, base=0x1C, image_size=0x24, least_entry=0x30, stamps={0x4C: 0x48},
 )  # fmt: skip
@@ -124,47 +115,44 @@ class TriageDump:
 
 def is_triage(file: ImageFile) -> bool:
     """Whether `file` begins as a triage dump does, of whichever machine."""
-    for magic, size in ((crashheader.MAGIC, crashheader.SIZE), (MAGIC32, PAGE_SIZE)):
-        if bytes(file.data[:8]) == magic and len(file.data) >= size:
-            kind = crashheader.DUMP_TYPE if magic == crashheader.MAGIC else 0xF88
-            return file.u32(kind, "the dump's type") == TRIAGE
-    return False
+    form = FORMS.get(bytes(file.data[:8]))
+    return form is not None and len(file.data) >= form.size and file.u32(form.type_at, "the dump's type") == TRIAGE
 
 
 def open_triage(path: str | os.PathLike[str]) -> TriageDump:
     """Open the triage dump of an x64 or x86 Windows at `path`; raises `FormatError` for any other file, `OSError`."""
     file = ImageFile.map(Path(path))
-    layout = _LAYOUT32 if bytes(file.data[:8]) == MAGIC32 else _LAYOUT64
-    header = bytes(file.at(0, layout.size, "the crash dump's header"))
-    (machine,) = struct.unpack_from("<I", header, layout.machine_at)
-    (kind,) = struct.unpack_from("<I", header, crashheader.DUMP_TYPE if layout is _LAYOUT64 else 0xF88)
-    if header[:8] not in (crashheader.MAGIC, MAGIC32) or machine != layout.machine or kind != TRIAGE:
+    form = FORMS.get(bytes(file.data[:8]), FORM64)
+    layout = _LAYOUT32 if form is FORM32 else _LAYOUT64
+    header = bytes(file.at(0, form.size, "the crash dump's header"))
+    machine, kind = form.word(header, form.machine_at), form.kind(header)
+    if header[:8] != form.magic or machine != form.machine or kind != TRIAGE:
         raise FormatError(f"{file.path} is no triage dump: {header[:8]!r}, machine {machine:#x}, type {kind}")
-    triage = bytes(file.at(layout.size, layout.triage_size, "the triage dump's header"))
+    triage = bytes(file.at(form.size, layout.triage_size, "the triage dump's header"))
     warnings: list[str] = []
     if int.from_bytes(triage[_OPTIONS : _OPTIONS + 4], "little") & _OPTION_OVERFLOWED:
         warnings.append(f"{file.path}: Windows noted that not everything found room in this dump")
     stack_at, stack_size = struct.unpack_from("<II", triage, _STACK)
-    (stack,) = struct.unpack_from(f"<{layout.pointer}", triage, layout.top_of_stack)
-    (block,) = struct.unpack_from(f"<{layout.pointer}", header, layout.debugger_block)
+    (stack,) = struct.unpack_from(f"<{form.pointer}", triage, layout.top_of_stack)
+    (block,) = struct.unpack_from(f"<{form.pointer}", header, form.debugger_block_at)
     data_at, data_size = struct.unpack_from("<II", triage, layout.debugger_data)
     wanted = [(stack, stack_size, stack_at), (block, data_size, data_at)]
-    address, offset, size = struct.unpack_from(f"<{layout.pointer}II", triage, layout.data_page)
+    address, offset, size = struct.unpack_from(f"<{form.pointer}II", triage, layout.data_page)
     wanted += [(address, size, offset), *_blocks(file, triage, layout, warnings)]
-    end = 1 << 8 * struct.calcsize(layout.pointer)
+    end = 1 << 8 * struct.calcsize(form.pointer)
     blocks = whole_runs(file, [run for run in wanted if run[0] and run[0] + run[1] < end], warnings)
     places = struct.unpack_from("<III", triage, _PRCB)
     return TriageDump(
         file,
-        struct.calcsize(layout.pointer),
+        struct.calcsize(form.pointer),
         PhysicalMemory(blocks),
         (stack, stack_size),
         tuple(_drivers(file, triage, layout, warnings)),
-        crashheader.registers(header) if layout is _LAYOUT64 else registers32(header),
-        struct.unpack_from(layout.bugcheck, header, layout.bugcheck_at),
+        form.registers(header),
+        struct.unpack_from(form.bugcheck, header, form.bugcheck_at),
         header,
-        {name: at for name, at in zip(("prcb", "process", "thread"), places, strict=True) if layout.size < at},
-        struct.unpack_from(f"<2{layout.pointer}", header, layout.lists_at),
+        {name: at for name, at in zip(("prcb", "process", "thread"), places, strict=True) if form.size < at},
+        struct.unpack_from(f"<2{form.pointer}", header, layout.lists_at),
         warnings,
     )
 
@@ -175,7 +163,7 @@ def _blocks(file: ImageFile, triage: bytes, layout: _Layout, warnings: list[str]
     if count > _MOST_BLOCKS or offset + count * _BLOCK.size > len(file.data):
         warnings.append(f"{file.path}: {count} data blocks at {offset:#x} are not in the file")
         return
-    mask = (1 << 8 * struct.calcsize(layout.pointer)) - 1
+    mask = (1 << 8 * struct.calcsize(layout.header.pointer)) - 1
     for address, place, size in _BLOCK.iter_unpack(file.data[offset : offset + count * _BLOCK.size]):
         yield address & mask, size, place
 
@@ -190,7 +178,7 @@ def _drivers(file: ImageFile, triage: bytes, layout: _Layout, warnings: list[str
         return
     stamp = layout.stamps.get(length)
     for entry in range(offset, offset + count * length, length):
-        (base,) = struct.unpack_from(f"<{layout.pointer}", file.data, entry + layout.base)
+        (base,) = struct.unpack_from(f"<{layout.header.pointer}", file.data, entry + layout.base)
         (size,) = struct.unpack_from("<I", file.data, entry + layout.image_size)
         timestamp = 0 if stamp is None else file.u32(entry + stamp, "a driver's timestamp")
         yield TriageDriver(_string(file, file.u32(entry, "a driver's name")), base, size, timestamp)

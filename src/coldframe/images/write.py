@@ -50,28 +50,29 @@ def write_elf(
 
 
 def write_crash_dump(path: PathLike, physical: PhysicalMemory, header: bytes, progress: Progress | None = None) -> None:
-    """Write a crash dump: `header` is a `DUMP_HEADER64` whose memory runs are filled in here.
+    """Write a crash dump: `header` is a `DUMP_HEADER64` or `DUMP_HEADER32` whose memory runs are filled in here.
 
-    Complete (type 1) up to 42 runs, which is what its header has room for, else by bitmap (type 5). A page that is
-    there in part is written with zeros for the rest. Raises `OutputError`.
+    Complete (type 1) up to 42 runs, or 86 of 32 bits, which is what the header has room for, else by bitmap (type 5).
+    A page that is there in part is written with zeros for the rest. Raises `OutputError`.
     """
     extents = page_extents(physical)
     pages = sum(count for _, count in extents)
-    full = len(extents) <= crashheader.MOST_RUNS
+    form = crashheader.FORMS[header[:8]]
+    full = len(extents) <= form.most_runs
     last = -(-sum(extents[-1]) // 64) * 64 if extents else 0  # readers take the bitmap by whole words
     if not full and last > _MOST_BITMAP_PAGES:
         raise OutputError(f"cannot write {path} as a crash dump: memory goes up to {last * PAGE_SIZE:#x}")
-    first = crashheader.SIZE
+    first = form.size
     if not full:
         first += -(-(_BITMAP_HEADER.size + (last + 7) // 8) // PAGE_SIZE) * PAGE_SIZE
     with Output(Path(path)) as output:
         if full:
-            head = crashheader.with_memory(header, crashheader.FULL, extents, pages, first + pages * PAGE_SIZE)
+            head = form.with_memory(header, crashheader.FULL, extents, pages, first + pages * PAGE_SIZE)
         else:
-            head = crashheader.with_memory(header, crashheader.BITMAP, (), pages, first + pages * PAGE_SIZE)
-            output.write(crashheader.SIZE, _BITMAP_HEADER.pack(b"FDMPDUMP", first, pages, last))
+            head = form.with_memory(header, crashheader.BITMAP, (), pages, first + pages * PAGE_SIZE)
+            output.write(form.size, _BITMAP_HEADER.pack(b"FDMPDUMP", first, pages, last))
             for offset, data in _bitmap(extents):
-                output.write(crashheader.SIZE + _BITMAP_HEADER.size + offset, data)
+                output.write(form.size + _BITMAP_HEADER.size + offset, data)
         output.write(0, head)
         output.extend(first + pages * PAGE_SIZE)
         output.copy(physical, _in_extents(physical, extents, first), progress)

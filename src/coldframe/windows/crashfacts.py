@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coldframe.errors import CapabilityError, TypeNotFoundError, UnreadableMemoryError
-from coldframe.images.crashheader import LIVE_SYSTEM_DUMP, CrashHeader
-from coldframe.windows.kernel import KUSER_SHARED_DATA
+from coldframe.errors import TypeNotFoundError, UnreadableMemoryError
+from coldframe.images.crashheader import FORM32, FORM64, LIVE_SYSTEM_DUMP, CrashHeader
+from coldframe.windows.kernel import KUSER_SHARED_DATA, KUSER_SHARED_DATA32
 from coldframe.windows.processor import processor_blocks
 from coldframe.windows.typed import Struct
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
 
-_POINTER_OF_DUMPS = 8
+_LONG = 8  # bytes of a pointer of 64-bit Windows
 _OWNER_TAG = 0x10  # DBGKD_DEBUG_DATA_HEADER64 of wdbgexts.h: a LIST_ENTRY64, then OwnerTag
 
 
 def crash_header(guest: Guest) -> CrashHeader:
     """The header for a dump of `guest` as it is; what this kernel has no symbol for, or cannot be read, is 0.
 
-    `guest.warnings` says so where the kernel's debugger data is encoded. Raises `CapabilityError` for a 32-bit guest,
-    whose dumps have another header.
+    `guest.warnings` says so where the kernel's debugger data is encoded.
     """
-    if guest.types.pointer_size != _POINTER_OF_DUMPS:
-        raise CapabilityError(
-            "expected a 64-bit guest, found a 32-bit one: a crash dump of it is not written;"
-            " an ELF core or raw file holds the same memory"
-        )
-    shared = guest.struct("_KUSER_SHARED_DATA", KUSER_SHARED_DATA)
+    shared = shared_data(guest)
     build = _variable(guest, "NtBuildNumber", 4)
     block = guest.variable("KdDebuggerDataBlock") or 0
     if block and _read(guest, block + _OWNER_TAG, 4) != int.from_bytes(b"KDBG", "little"):
         guest.warn(f"nt!KdDebuggerDataBlock at {block:#x} is encoded: debuggers need the kernel's symbols to read it")
     return CrashHeader(
         directory_table=guest.dtb,
+        form=FORM64 if guest.types.pointer_size == _LONG else FORM32,
+        pae=guest.resolver.format.name == "pae",
         pfn_database=_variable(guest, "MmPfnDatabase", guest.types.pointer_size),
         loaded_modules=guest.variable("PsLoadedModuleList") or 0,
         active_processes=guest.variable("PsActiveProcessHead") or 0,
@@ -49,6 +45,12 @@ def crash_header(guest: Guest) -> CrashHeader:
         suite_mask=_integer(shared, "SuiteMask"),
         registers=guest.registers(0) if guest.vcpus else {},
     )
+
+
+def shared_data(guest: Guest) -> Struct:
+    """KUSER_SHARED_DATA, where the kernel sees it."""
+    wide = guest.types.pointer_size == _LONG
+    return guest.struct("_KUSER_SHARED_DATA", KUSER_SHARED_DATA if wide else KUSER_SHARED_DATA32)
 
 
 def _read(guest: Guest, address: int, size: int) -> int:
