@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from coldframe.pagegrid import PageGrid
+
 PAGE_SIZE = 4096
 
 _FEW_RUNS = 8  # so many are looked at one by one
@@ -86,6 +88,7 @@ class PhysicalMemory:
         # as 64-bit (32-bit) words); `hot` likewise the run that `read` read last, as bytes. One tuple, so that threads
         # see it whole.
         self.words64 = self.words32 = self.hot = _NO_WORDS
+        self._grid: PageGrid | None = None
 
     def __repr__(self) -> str:
         return f"<PhysicalMemory {len(self.runs)} runs, {self.size:#x} bytes>"
@@ -201,9 +204,19 @@ class PhysicalMemory:
         words = run.backing[run.offset : run.offset + size].cast("Q" if width == 8 else "I")
         return run.start, run.start + size, words
 
+    @property
+    def grid(self) -> PageGrid:
+        """The pages of the largest buffer as rows of an array."""
+        if self._grid is None:
+            from coldframe.pagegrid import PageGrid  # noqa: PLC0415 - loads numpy
+
+            self._grid = PageGrid(self.runs)
+        return self._grid
+
     def release(self) -> None:
         """Let go of the views kept for speed, so that the owner of a buffer can close it. The memory stays usable."""
         self.words64 = self.words32 = self.hot = _NO_WORDS
+        self._grid = None
 
     def buffer(self, address: int, size: int) -> memoryview:
         """As `view`, as a buffer, one byte an element."""
@@ -224,50 +237,6 @@ class PhysicalMemory:
         if run is not None and isinstance(run.backing, memoryview) and address + size <= run.end:
             return np.frombuffer(run.backing, dtype=np.uint8, count=size, offset=run.offset + address - run.start)
         return np.frombuffer(self.read(address, size), dtype=np.uint8)
-
-    def slices(self, pages: NDArray[np.uint64], first: int, last: int) -> list[memoryview] | None:
-        """The bytes of n 4096-byte pages (n >= 1) without a copy: adjoining pages as one slice.
-
-        `first` is where to begin in the first page, `last` where to end in the last. None where a page is not wholly
-        in a buffer.
-        """
-        import numpy as np  # noqa: PLC0415 - slow to load
-
-        index = np.searchsorted(self._start_array, pages, side="right") - 1 if len(self.runs) > 1 else None
-        breaks = pages[1:] != pages[:-1] + np.uint64(PAGE_SIZE)
-        if index is not None:
-            breaks |= index[1:] != index[:-1]
-        begins = np.concatenate(([0], np.flatnonzero(breaks) + 1))
-        low = pages[begins]
-        high = pages[np.append(begins[1:], len(pages)) - 1] + np.uint64(PAGE_SIZE)
-        low[0] += np.uint64(first)
-        high[-1] -= np.uint64(PAGE_SIZE - last)
-        if index is None or not index.any():
-            return self._slices_of(0, low, high)
-        number = index[begins]
-        if int(number[0]) == int(number[-1]) and (number == number[0]).all():
-            return self._slices_of(int(number[0]), low, high)
-        out: list[memoryview] = []
-        for run, start, end in zip(number.tolist(), low, high, strict=True):
-            part = self._slices_of(run, start[None], end[None])
-            if part is None:
-                return None
-            out += part
-        return out
-
-    def _slices_of(self, number: int, low: NDArray[np.uint64], high: NDArray[np.uint64]) -> list[memoryview] | None:
-        """Slices of one run's buffer; None where one leaves it."""
-        import numpy as np  # noqa: PLC0415 - slow to load
-
-        if not 0 <= number < len(self.runs):
-            return None
-        run = self.runs[number]
-        held = run.backing
-        if not isinstance(held, memoryview) or int(low.min()) < run.start or int(high.max()) > run.end:
-            return None
-        ends = (high + np.uint64(run.offset) - np.uint64(run.start)).tolist()
-        starts = (low + np.uint64(run.offset) - np.uint64(run.start)).tolist()
-        return [held[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def read_many(self, addresses: NDArray[np.uint64], size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Read `size` bytes at each of n addresses.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -64,8 +65,9 @@ def test_a_read_is_the_bytes_or_the_first_that_is_missing(layout, span):
     missing = {start + index for index, byte in enumerate(wanted) if byte is None}
     assert missing == {address for hole, extent in holes for address in range(hole, hole + extent)}
     assert all(first + extent < second for (first, extent), (second, _) in itertools.pairwise(holes))
-    straight = small.space._straight(start, size) if size else b""
-    assert straight is None or straight == bytes(byte or 0 for byte in wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coldframe.paging.space.BULK", 1)  # pages gathered together and listed, instead of one by one
+        assert small.space.read_padded(start, size) == (padded, holes)
     assert small.space.readable(start, size) == (not missing)
     if not missing:
         assert small.space.read(start, size) == bytes(wanted)
@@ -136,13 +138,50 @@ def test_a_write_that_ends_in_read_only_memory_writes_nothing():
     assert bytes(data) == fixed
 
 
-def test_valid_pages_are_read_straight():
-    small = Small("v" * PAGES)
-    small.space.read(BASE, 8)  # from now on, its run of RAM is the one read last
-    for start, size in ((0, PAGES * PAGE), (5, 4 * PAGE), (PAGE - 1, 2), (3 * PAGE + 7, 5 * PAGE - 8), (9, 1)):
-        wanted = bytes(flat(small.truth)[start : start + size])
-        assert small.space._straight(BASE + start, size) == wanted
-        assert small.space.read(BASE + start, size) == wanted
+@pytest.mark.parametrize("shift", [0, 1, 1 << 9], ids=["from 0", "off a word", "behind a header"])
+@pytest.mark.parametrize("order", ["side by side", "scattered"])
+def test_plain_pages_are_gathered_out_of_one_buffer(monkeypatch, shift, order):
+    """Wherever RAM begins in the buffer, whatever the order of its frames, from any byte to any other."""
+    monkeypatch.setattr("coldframe.paging.space.BULK", 1)
+    monkeypatch.setattr("coldframe.paging.longreads.LongReads._odd", None)  # nothing else may be needed
+    count = 300
+    builder = ImageBuilder(bit_field_types("x64 7 RTM"), ram=((0, 1 << 20), (1 << 32, 2 << 20)))
+    contents = [pattern(index) for index in range(count)]
+    place = builder.allocate_span(count * PAGE)
+    frames = list(range(place, place + count * PAGE, PAGE))
+    if order == "scattered":
+        frames[1::2] = [builder.allocate_page() for _ in frames[1::2]]
+        random.Random(2).shuffle(frames)
+    for index, frame in enumerate(frames):
+        builder.map(builder.kernel_dtb, BASE + index * PAGE, contents[index], physical=frame)
+    held = memoryview(bytes(shift) + b"".join(block.data for block in builder.ram))
+    at, runs = shift, []
+    for block in builder.ram:
+        runs.append(Run(block.start, len(block.data), held, at))
+        at += len(block.data)
+    resolver = Resolver(PhysicalMemory(runs), FORMATS["4-level"], None, kernel_dtb=builder.kernel_dtb)
+    space = AddressSpace(resolver, builder.kernel_dtb)
+    truth = b"".join(contents)
+    for start, size in ((0, count * PAGE), (5, 4 * PAGE), (PAGE - 1, 2), (3 * PAGE + 7, 5 * PAGE - 8), (9, 1), (8, 8)):
+        assert space.read(BASE + start, size) == truth[start : start + size]
+        buffer = bytearray(size)
+        space.read_into(BASE + start, buffer)
+        assert buffer == truth[start : start + size]
+
+
+def test_tables_are_looked_at_anew_when_the_caches_are_dropped_and_always_while_the_guest_runs(monkeypatch):
+    monkeypatch.setattr("coldframe.paging.space.BULK", 1)
+    small = Small("vvvv")
+    old = small.space.read(BASE, 4 * PAGE)
+    small.builder.map(small.builder.kernel_dtb, BASE + PAGE, pattern(99))
+    new = small.truth[0] + pattern(99) + small.truth[2] + small.truth[3]
+    assert small.space.read(BASE, 4 * PAGE) == old
+    small.resolver.drop_caches()
+    assert small.space.read(BASE, 4 * PAGE) == new
+    small.resolver.runs = True
+    small.resolver.drop_caches()
+    small.builder.map(small.builder.kernel_dtb, BASE + PAGE, pattern(98))
+    assert small.space.read(BASE, 4 * PAGE) == new.replace(pattern(99), pattern(98))
 
 
 @pytest.mark.parametrize("bulk", [1 << 18, PAGE])

@@ -10,9 +10,9 @@ import numpy as np
 from coldframe.errors import UnreadableMemoryError
 from coldframe.paging.arrays import CODE, NOWHERE, PageArrays
 from coldframe.paging.formats import PAGE_SIZE
-from coldframe.paging.gather import Span, span_bytes, spans
 from coldframe.paging.page import State
 from coldframe.paging.space import AddressSpace
+from coldframe.paging.spans import Span, span_bytes, spans
 
 LARGEST = 1 << 22
 """Bytes: the most in one piece."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from coldframe.errors import CapabilityError, UnreadableMemoryError
 from coldframe.memory import checked_start, span_of
 from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from coldframe.paging.holes import Holes, note_hole
 from coldframe.paging.notes import ABSENT, ZERO
 from coldframe.paging.page import Page, State
 from coldframe.paging.resolver import Resolver
@@ -17,24 +18,19 @@ from coldframe.paging.sources import FindsVads, ListsVads
 
 if TYPE_CHECKING:
     from coldframe.paging.arrays import PageArrays
-    from coldframe.paging.gather import Span
+    from coldframe.paging.longreads import LongReads
+    from coldframe.paging.spans import Span
 
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-BULK = 1 << 19
+BULK = 1 << 15
 """Bytes: reads of so many and more look at tables as arrays, not at one page after the other."""
-_STRAIGHT = 1 << 14
-"""Bytes: reads of so many look at what entries of a table stand side by side."""
 _KEPT = 1 << 18
 """Translations that an address space keeps: those of a gigabyte."""
 _CHUNK = 1 << 18
 """Bytes that are looked at page by page at once, where that must be."""
-_SUPPLIED = 1 << 10
-"""Pages that a page source is asked for at once."""
-
-
 _MOVES = 16
 """How often a page of a running guest is read again because it moved meanwhile."""
 
@@ -53,6 +49,7 @@ class AddressSpace:
         self.vads = vads
         self._pages: dict[int, int] = {}
         self._epoch = resolver.epoch
+        self._long: LongReads | None = None
         self._physical = resolver.physical
 
     def __repr__(self) -> str:
@@ -96,12 +93,8 @@ class AddressSpace:
             base = self._locate(address)
             if base >= 0:
                 return self._read_ram(base | (address & PAGE_MASK), address, size)
-        elif size >= BULK and self._lists(address, size):
-            return b"".join(self._gathered(address, size, []))
-        elif size >= _STRAIGHT:
-            found = self._straight(address, size)
-            if found is not None:
-                return found
+        elif size >= BULK:
+            return self._long_reads().read(address, size)
         return b"".join(data for _, data in self._spans(address, size))
 
     def read_into(self, address: int, buffer: bytearray | memoryview | mmap) -> None:
@@ -111,36 +104,13 @@ class AddressSpace:
         system each time. On error the buffer holds what came before.
         """
         with memoryview(buffer) as out:
-            size = len(out)
-            pieces: Iterator[memoryview | bytes] = (data for _, data in self._spans(address, size))
-            if size >= BULK and self._lists(address, size):
-                pieces = self._gathered(address, size, [])
+            if len(out) >= BULK:
+                self._long_reads().fill(address, out)
+                return
             at = 0
-            for piece in pieces:
-                out[at : at + len(piece)] = piece
-                at += len(piece)
-
-    def _straight(self, address: int, size: int) -> bytes | None:
-        """The bytes, where their pages' tables and entries are valid, in the run of RAM that was read last; else
-        None."""
-        frames: list[int] = []
-        at, end = address & ~PAGE_MASK, address + size
-        while at < end:
-            found = self.resolver.plain_frames(self.dtb, at, -(-(end - at) // PAGE_SIZE))
-            if not found:
-                return None
-            frames += found
-            at += len(found) * PAGE_SIZE
-        start, stop, held = self._physical.hot
-        if min(frames) < start or max(frames) + PAGE_SIZE > stop:
-            return None
-        if frames[-1] - frames[0] == (len(frames) - 1) * PAGE_SIZE and frames == sorted(set(frames)):  # side by side
-            first = frames[0] - start + (address & PAGE_MASK)
-            return held[first : first + size].tobytes()
-        parts = [held[frame - start : frame - start + PAGE_SIZE] for frame in frames]
-        parts[-1] = parts[-1][: ((end - 1) & PAGE_MASK) + 1]
-        parts[0] = parts[0][address & PAGE_MASK :]
-        return b"".join(parts)
+            for _, data in self._spans(address, len(out)):
+                out[at : at + len(data)] = data
+                at += len(data)
 
     def _spans(self, address: int, size: int) -> Iterator[tuple[int, bytes]]:
         """The bytes, page by page; raises at the first that cannot be had."""
@@ -193,12 +163,28 @@ class AddressSpace:
 
         A hole is (address, size in bytes); holes are in order, do not touch each other and lie within what was asked.
         """
-        holes: list[tuple[int, int]] = []
-        if size >= BULK and self._lists(address, size):
-            return b"".join(self._gathered(address, size, holes, padded=True)), holes
+        holes: Holes = []
+        if size >= BULK:
+            return self._long_reads().read(address, size, holes), holes
         return self._padded(address, size, holes), holes
 
-    def _padded(self, address: int, size: int, holes: list[tuple[int, int]]) -> bytes:
+    def _long_reads(self) -> LongReads:
+        if self._long is None:
+            from coldframe.paging.longreads import LongReads  # noqa: PLC0415 - loads numpy
+
+            self._long = LongReads(self.resolver, self.dtb, self.vads, self._one_by_one)
+        return self._long
+
+    def _one_by_one(self, address: int, end: int, holes: Holes | None) -> Iterator[bytes]:
+        """The bytes from `address` to `end`, page after page; what cannot be read is raised, or, where there are
+        `holes` to note it in, zeros."""
+        if holes is None:
+            yield from (data for _, data in self._spans(address, end - address))
+            return
+        for at in range(address, end, _CHUNK):
+            yield self._padded(at, min(_CHUNK, end - at), holes)
+
+    def _padded(self, address: int, size: int, holes: Holes) -> bytes:
         out = bytearray(size)
         position, end = address, address + size
         while position < end:
@@ -208,7 +194,7 @@ class AddressSpace:
                 break
             except UnreadableMemoryError as error:
                 stop = min(error.address + max(error.size, 1), end)
-                _note_hole(holes, error.address, stop)
+                note_hole(holes, error.address, stop)
                 position = stop
         return bytes(out)
 
@@ -247,78 +233,9 @@ class AddressSpace:
     def spans(self, start: int | None = None, end: int | None = None, *, supplied: bool = False) -> Iterator[Span]:
         """What can be read from `start` to `end` as pieces that lie side by side in RAM or read as zeros, and with
         `supplied` also those that a page source has; defaults as in `pages`."""
-        from coldframe.paging.gather import spans  # noqa: PLC0415 - loads numpy
+        from coldframe.paging.spans import spans  # noqa: PLC0415 - loads numpy
 
         return spans(self.pages(start, end), start or 0, 1 << 64 if end is None else end, supplied=supplied)
-
-    def _lists(self, address: int, size: int) -> bool:
-        """Whether the pages of that span can be listed in bulk."""
-        if self.resolver.runs:  # pages move while others are read: each is looked at again when it has been read
-            return False
-        known = self.resolver.layout is not None and (self.vads is None or isinstance(self.vads, ListsVads))
-        return known and address >= 0 and address + size <= 1 << 64
-
-    def _gathered(
-        self, address: int, size: int, holes: list[tuple[int, int]], *, padded: bool = False
-    ) -> Iterator[memoryview | bytes]:
-        """The bytes in large pieces: straight out of RAM where all is plain, as listed in bulk elsewhere."""
-        from coldframe.paging.gather import plain  # noqa: PLC0415 - loads numpy
-
-        for start, end, pieces in plain(self.resolver, self.dtb, address, address + size):
-            if pieces is not None:
-                yield from pieces
-            else:
-                yield from self._listed(start, end, holes, padded=padded)
-
-    def _listed(
-        self, address: int, end: int, holes: list[tuple[int, int]], *, padded: bool
-    ) -> Iterator[memoryview | bytes]:
-        """The bytes as listed; what the list has not got is read (or padded, and noted) page by page."""
-        from coldframe.paging.gather import Span, span_bytes  # noqa: PLC0415 - loads numpy
-
-        for span in (*self.spans(address, end, supplied=True), Span(end, end, None)):
-            if span.start > address:
-                yield from self._hole(address, span.start - address, holes, padded=padded)
-            stop = min(span.end, end)
-            try:
-                if span.absent is not None:
-                    yield from self._supplied(span, max(address, span.start), stop, holes, padded=padded)
-                else:
-                    yield from span_bytes(self._physical, span)
-            except UnreadableMemoryError:  # RAM ends within a page
-                yield from self._hole(span.start, span.end - span.start, holes, padded=padded)
-            address = stop
-
-    def _supplied(
-        self, span: Span, address: int, end: int, holes: list[tuple[int, int]], *, padded: bool
-    ) -> Iterator[memoryview | bytes]:
-        """The bytes of pages that a page source has, many at once."""
-        from coldframe.paging.absent import read_absent  # noqa: PLC0415 - loads numpy
-        from coldframe.paging.gather import pages_of  # noqa: PLC0415 - loads numpy
-
-        while address < end:
-            some, out, behind = pages_of(span, address, _SUPPLIED)
-            stop = min(behind, end)
-            fine = read_absent(self.resolver, some, out)
-            if fine.all():
-                yield out.reshape(-1).data[(address & PAGE_MASK) : (address & PAGE_MASK) + stop - address]
-            else:  # it said that it had them
-                yield from self._hole(address, stop - address, holes, padded=padded)
-            address = stop
-
-    def _hole(
-        self, address: int, size: int, holes: list[tuple[int, int]], *, padded: bool
-    ) -> Iterator[memoryview | bytes]:
-        if not padded:
-            yield from (data for _, data in self._spans(address, size))
-        elif self.resolver.pages is not None:
-            for at in range(address, address + size, _CHUNK):
-                yield self._padded(at, min(_CHUNK, address + size - at), holes)
-        else:
-            from coldframe.paging.gather import zeros  # noqa: PLC0415 - loads numpy
-
-            _note_hole(holes, address, address + size)
-            yield from zeros(size)
 
     def readable(self, address: int, size: int = 1) -> bool:
         """Whether `read` would return all of these bytes."""
@@ -406,11 +323,3 @@ def _moved(before: Page, after: Page) -> bool:
     """Whether a page that was not in RAM is elsewhere now."""
     places = [(page.state, page.physical, page.pagefile, page.subsection) for page in (before, after)]
     return places[0] != places[1]
-
-
-def _note_hole(holes: list[tuple[int, int]], start: int, stop: int) -> None:
-    """Add a hole to the list, or make the last one longer."""
-    if holes and sum(holes[-1]) == start:
-        holes[-1] = (holes[-1][0], stop - holes[-1][0])
-    else:
-        holes.append((start, stop - start))

@@ -65,15 +65,3 @@ class Walk:
             return ABSENT
         run = self.physical.run_at(table)
         return table if run is not None and table + PAGE_SIZE <= run.end else ABSENT
-
-    def plain_frames(self, dtb: int, address: int, count: int) -> list[int]:
-        """The guest-physical addresses of up to `count` pages from the page at `address` on, as many as share a table
-        of PTEs; none where one of their entries, or a table on the way, is not plainly valid."""
-        table, width = self.plain_table(dtb, address), self._width
-        start, end, words = self.physical.words64 if width == 3 else self.physical.words32
-        if not start <= table <= end - PAGE_SIZE:
-            return []
-        first = (address >> self._pte_shift & self._pte_index) >> width
-        entries = words[((table - start) >> width) + first :][: min(count, (PAGE_SIZE >> width) - first)].tolist()
-        frames = [stored & self._frame for stored in entries if stored & VALID]
-        return frames if len(frames) == len(entries) else []

@@ -1,8 +1,4 @@
-"""The bytes of long spans of virtual memory, in as few pieces as can be.
-
-Most memory is plain: tables that are valid, full of valid entries. There a table's entries are looked at together and
-their frames sliced out of RAM (`plain`); whatever else there is is listed in bulk (`spans`).
-"""
+"""What can be read of an address space, in as few pieces as can be."""
 
 from __future__ import annotations
 
@@ -14,8 +10,7 @@ from numpy.typing import NDArray
 
 from coldframe.memory import PhysicalMemory
 from coldframe.paging.arrays import NOWHERE, PageArrays
-from coldframe.paging.formats import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VALID
-from coldframe.paging.resolver import Resolver
+from coldframe.paging.formats import PAGE_SHIFT, PAGE_SIZE
 from coldframe.paging.sources import AbsentPages
 
 _ZEROS = memoryview(bytes(1 << 20))
@@ -65,40 +60,6 @@ def spans(pages: PageArrays, start: int, end: int, *, supplied: bool = False) ->
     for row, to, begin, final_byte, where, promised, away in zip(*(column.tolist() for column in columns), strict=True):
         absent = pages.absent(chosen[row : to + 1]) if away else None
         yield Span(begin, final_byte + 1, None if promised else where, absent)
-
-
-def plain(resolver: Resolver, dtb: int, start: int, end: int) -> Iterator[tuple[int, int, list[memoryview] | None]]:
-    """From `start` to `end`, table by table: the addresses, and their bytes in RAM without a copy; or None where not
-    every page is plainly valid and in a buffer."""
-    memory, span = resolver.physical, resolver.table_span
-    size = resolver.format.entry_size
-    kind = np.dtype("<u8" if size == 8 else "<u4")
-    odd = start
-    while start < end:
-        stop = min(end, (start | (span - 1)) + 1)
-        table = resolver.plain_table(dtb, start)
-        pieces = None
-        if table >= 0:
-            first, last = (start & (span - 1)) >> PAGE_SHIFT, ((stop - 1) & (span - 1)) >> PAGE_SHIFT
-            stored = memory.view(table + first * size, (last - first + 1) * size).view(kind)
-            pieces = _pages(memory, resolver, stored, start & PAGE_MASK, ((stop - 1) & PAGE_MASK) + 1)
-        if pieces is not None:
-            if odd < start:
-                yield odd, start, None
-            yield start, stop, pieces
-            odd = stop
-        start = stop
-    if odd < end:
-        yield odd, end, None
-
-
-def _pages(
-    memory: PhysicalMemory, resolver: Resolver, stored: NDArray[np.unsignedinteger], first: int, last: int
-) -> list[memoryview] | None:
-    if not int(np.bitwise_and.reduce(stored)) & VALID:
-        return None
-    frames = stored & np.uint64(resolver.frame)
-    return memory.slices(frames, first, last)
 
 
 def span_bytes(memory: PhysicalMemory, span: Span) -> Iterator[memoryview | bytes]:
