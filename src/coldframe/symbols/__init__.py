@@ -24,7 +24,7 @@ __all__ = [
 
 
 def load_symbols(path: str | Path) -> SymbolFile:
-    """The symbols in the PDB, compressed PDB or ISF file at `path`, through the on-disk cache.
+    """The symbols in the PDB, compressed PDB, ISF file or MinGW image at `path`, through the on-disk cache.
 
     Raises `FormatError` when the file is damaged, `OSError` when it cannot be read.
     """

@@ -25,7 +25,10 @@ from coldframe.symbols.tables import VERSION, open_table, table_meta
 
 
 def compile_file(path: Path) -> bytes:
-    """The compiled table of a PDB, a compressed PDB or an ISF file, told apart by content. Raises `FormatError`."""
+    """The compiled table of a PDB, a compressed PDB, an ISF file or an image with symbols in it, told by content.
+
+    Raises `FormatError`.
+    """
     with path.open("rb") as stream:
         start = stream.read(len(msf.MAGIC))
     if start.startswith(cabinet.MAGIC):
@@ -33,6 +36,10 @@ def compile_file(path: Path) -> bytes:
         return compile_pdb_data(memoryview(cabinet.unpack(path)), name, str(path))
     if start.startswith((b"\xfd7zXZ\0", b"\x1f\x8b")) or start.lstrip()[:1] == b"{":
         return compile_isf(path)
+    if start.startswith(b"MZ"):
+        from coldframe.symbols.coff import compile_coff  # noqa: PLC0415 - few symbols come in an image
+
+        return compile_coff(path)
     return compile_pdb(path)
 
 
