@@ -25,7 +25,7 @@ _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-BULK = 1 << 15
+BULK = 1 << 14
 """Bytes: reads of so many and more look at tables as arrays, not at one page after the other."""
 _KEPT = 1 << 18
 """Translations that an address space keeps: those of a gigabyte."""

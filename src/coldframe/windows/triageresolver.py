@@ -50,7 +50,7 @@ class TriageResolver(Resolver):
         notes.stop(State.UNMAPPED, f"{reason}; the nearest: {' and '.join(near)}" if near else reason)
         return replace(notes.page(ABSENT), hole=self._gap(address))
 
-    def locate(self, dtb: int, address: int, vads: FindsVads | None = None, *, depth: int = 0) -> int:
+    def locate(self, dtb: int, address: int, vads: FindsVads | None = None, depth: int = 0) -> int:
         """The virtual address of the page itself where a block holds the byte: blocks are read by it."""
         return self._walk(dtb, address, vads, None, depth)
 
