@@ -52,7 +52,7 @@ StartsGuests = Callable[..., BareGuest]
 
 def unfinished(vm: VirtualMachine) -> int:
     """Reported arrivals whose instruction has still to be carried out though the guest went on (empty steps of TCG)."""
-    return len(vm.control._unfinished)
+    return len(vm.control._passing.unfinished)
 
 
 def wait_until_up(guest: BareGuest, vcpus: int, seconds: float) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from coldframe.errors import CapabilityError, GuestGoneError, UsageError
 from coldframe.qemu import VirtualMachine
+from coldframe.qemu.qmp import QmpClient
 from qemu.bare import BareGuest, StartsGuests, unfinished
 
 
@@ -36,6 +37,58 @@ def test_hits_are_as_many_as_the_guest_counts(start: StartsGuests, vcpus: int) -
         per_vcpu = guest.counters(0x200000)
     assert guest.goes_on()
     assert sum(per_vcpu) >= 799
+
+
+def test_a_hit_costs_one_stop_and_two_writes(start: StartsGuests, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registers are asked for once; what the instruction does goes in the same write that lets the guest run."""
+    guest = start(1)
+    with guest.attach() as vm:
+        vm.insert_breakpoint(guest.function("tick"))
+        assert vm.run_until_stop(20) is not None
+        packets, writes = vm.control._stub.packets, list[bytes]()
+        send = packets.send
+
+        def noted(data: bytes) -> None:
+            writes.append(data)
+            send(data)
+
+        monkeypatch.setattr(packets, "send", noted)
+        hits = 200
+        for _ in range(hits):
+            assert vm.run_until_stop(20) is not None
+            assert vm.registers(0)["rip"] == guest.function("tick")
+    asked = [data for data in writes if data.startswith(b"$g#")]
+    ran = [data for data in writes if b"$c%x#" % (guest.function("tick") + 4) in data]
+    assert len(asked) == len(ran) == hits
+    assert not any(b"vCont;s" in data for data in writes)
+
+
+def test_a_reported_arrival_is_passed_once_though_another_vcpu_stopped_since(start: StartsGuests) -> None:
+    guest = start(2)
+    with guest.attach() as vm:
+        vm.insert_breakpoint(guest.function("tick"))
+        vm.pause()
+        before = guest.ticks
+        for hit in range(1, 101):
+            stop = vm.run_until_stop(20)
+            assert stop is not None
+            assert guest.ticks - before == hit - 1 - unfinished(vm)
+            other = 1 - stop.vcpu
+            if vm.registers(other)["rip"] != guest.function("tick"):  # else the step would be a call of its own
+                assert vm.step(other).vcpu == other
+    assert guest.goes_on()
+
+
+def test_stops_are_not_kept_as_events(start: StartsGuests) -> None:
+    """Each hit comes with two events over QMP; the end of the machine must not be lost among them."""
+    guest = start(1)
+    with guest.attach() as vm:
+        vm.insert_breakpoint(guest.function("tick"))
+        for _ in range(300):
+            assert vm.run_until_stop(20) is not None
+        assert vm.qmp("query-status")
+        assert isinstance(vm._monitor, QmpClient)
+        assert not vm._monitor.events
 
 
 def test_two_breakpoints_alternate(start: StartsGuests) -> None:

@@ -115,7 +115,7 @@ def test_a_domain_is_attached_to_by_name(domain: str) -> None:
         vm.insert_breakpoint(vm.physical.u64(0x202010))
         for hit in range(1, 101):
             assert vm.run_until_stop(10) is not None
-            assert ticks(vm) - before == hit - 1 - len(vm.control._unfinished)
+            assert ticks(vm) - before == hit - 1 - len(vm.control._passing.unfinished)
     with VirtualMachine.attach(domain) as vm:
         assert vm.running
         assert goes_on(vm, 1)

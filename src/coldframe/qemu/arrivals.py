@@ -41,8 +41,13 @@ class Breakpoint:
 
     @property
     def packet(self) -> bytes:
-        """The packet that sets it; with `z` for `Z` it removes it."""
+        """The packet that sets it."""
         return b"Z%x,%x,%x" % (KINDS[self.kind], self.address, self.length)
+
+    @property
+    def removal(self) -> bytes:
+        """The packet that removes it."""
+        return b"z" + self.packet[1:]
 
     @property
     def executes(self) -> bool:
@@ -56,7 +61,6 @@ class Arrival:
 
     vcpu: int
     address: int
-    registers: Registers
 
 
 def is_repeated(code: bytes) -> bool:
@@ -66,6 +70,16 @@ def is_repeated(code: bytes) -> bool:
     rest = code.lstrip(b"\xf2\xf3\x66\x67\x26\x2e\x36\x3e\x64\x65\x40\x41\x42\x43\x44\x45\x46\x47"
                        b"\x48\x49\x4a\x4b\x4c\x4d\x4e\x4f")  # fmt: skip
     return not rest or rest[0] in _REPEATED
+
+
+def stays(code: bytes) -> bool:
+    """Whether the instruction is a jump to itself."""
+    return code.startswith(b"\xeb\xfe")
+
+
+def goes_to_handler(code: bytes) -> bool:
+    """Whether the instruction is an INT or SYSENTER: it goes to a handler that does not come back to it."""
+    return code.startswith((b"\xcc", b"\xcd", b"\xf1", b"\x0f\x34"))
 
 
 def identity(registers: Registers) -> bytes:

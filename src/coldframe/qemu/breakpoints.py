@@ -55,7 +55,7 @@ class Breakpoints:
 
     def clear(self, point: Breakpoint) -> None:
         """Remove a breakpoint that is set; another kind at the same address takes its place in `code`."""
-        self._stub.ask(b"z" + point.packet[1:])
+        self._stub.ask(point.removal)
         del self._counts[point]
         if self._guard is not None:
             self._guard.removed(point.packet)
@@ -65,16 +65,20 @@ class Breakpoints:
                 if other.executes and other.address == point.address:
                     self.code[point.address] = other
 
+    def put_back(self, point: Breakpoint) -> None:
+        """Set one anew that a packet removed for a moment."""
+        self._stub.ask(point.packet)
+
     def set_again(self) -> None:
         """Set every one anew, after it became uncertain which are."""
-        self._stub.ask_all(*(b"z" + point.packet[1:] for point in self._doubtful))
+        self._stub.ask_all(*(point.removal for point in self._doubtful))
         self._doubtful.clear()
         for point in self._counts:
-            self._stub.ask_all(b"z" + point.packet[1:], point.packet)
+            self._stub.ask_all(point.removal, point.packet)
 
     def clear_all(self) -> None:
         """Remove every one; the guardian still knows them."""
-        self._stub.ask_all(*(b"z" + point.packet[1:] for point in {*self._counts, *self._doubtful}))
+        self._stub.ask_all(*(point.removal for point in {*self._counts, *self._doubtful}))
         self._counts.clear()
         self._doubtful.clear()
         self.code.clear()

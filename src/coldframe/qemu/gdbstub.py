@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 import socket
 import time
+from binascii import unhexlify
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from coldframe.errors import CapabilityError, FormatError, GuestGoneError, UnreadableMemoryError
 from coldframe.qemu.packets import INTERRUPT, RESYNC, PacketSocket, packet
@@ -25,6 +28,7 @@ _MOST_THREADS = 4096
 KINDS = {"software": 0, "hardware": 1, "write": 2, "read": 3, "access": 4}
 """Kinds of breakpoint, with their number in `Z` and `z` packets."""
 
+_SIGNAL = re.compile(rb"[TS]([0-9a-f]{2})")
 _THREAD = re.compile(rb"thread:(?:p([0-9a-f]+)\.)?([0-9a-f]+);")
 _WATCH = re.compile(rb"\b(?:r|a)?watch:([0-9a-f]+);")
 
@@ -59,6 +63,7 @@ class GdbStub:
         self.threads: list[Thread] = []
         self._numbers: dict[tuple[int, int], int] = {}
         self._selected: int | None = None
+        self._stopped: int | None = None
         self.layout = RegisterLayout({})
         self.physical = False
         self.broken_off = False
@@ -125,7 +130,7 @@ class GdbStub:
     def resynchronise(self) -> None:
         """Bring the connection from any state to "stopped and idle": whatever was under way is dropped."""
         self.broken_off = True
-        self._selected = None
+        self._selected = self._stopped = None
         self.packets.send(RESYNC + packet(b"qC"))  # a question that is asked nowhere else
         deadline = time.monotonic() + _TIMEOUT
         while (answer := self.packets.receive(max(0.0, deadline - time.monotonic()))) is not None:
@@ -143,7 +148,7 @@ class GdbStub:
     def registers_answer(self, answer: bytes) -> Registers:
         """Decode the answer to `g`."""
         try:
-            raw = bytes.fromhex(answer.replace(b"x", b"0").decode("ascii"))
+            raw = unhexlify(answer.replace(b"x", b"0"))
         except ValueError:
             raise FormatError(f"the gdbstub answers 'g' with {answer[:24]!r}") from None
         if len(raw) < self.layout.size:
@@ -225,12 +230,18 @@ class GdbStub:
         self.broken_off = False
         return answers
 
-    def start_after(self, *before: bytes) -> None:
-        """Send requests whose answers are `OK` and let every vCPU run, all in one write.
+    def start_from(self, vcpu: int, address: int, before: Iterable[bytes]) -> None:
+        """Send requests whose answers are `OK` and let every vCPU run, `vcpu` from `address`, all in one write.
 
-        The answers come before the stop reply; nobody waits for them now.
+        The answers come before the stop reply; nobody waits for them now. `c ADDRESS` is of the vCPU that stopped last
+        (QEMU's `handle_continue`, and `gdb_set_stop_cpu` before it).
         """
-        self.packets.send(b"".join(map(packet, (*before, b"vCont;c"))))
+        run: tuple[bytes, ...] = (b"c%x" % address,)
+        if self._stopped != vcpu:
+            run = (self.write_register_request("rip", address), b"vCont;c")
+        self.broken_off = True
+        self.packets.send(b"".join(map(packet, (*self.selecting(vcpu), *before, *run))))
+        self.broken_off = False
 
     def interrupt(self) -> None:
         """Ask a running guest to stop; the stop reply comes."""
@@ -240,14 +251,20 @@ class GdbStub:
         """Decode a stop reply; raises `GuestGoneError` when the machine ended."""
         if payload[:1] in (b"W", b"X"):
             raise GuestGoneError("the virtual machine has ended")
-        if payload[:1] not in (b"T", b"S"):
-            raise FormatError(f"the gdbstub says {payload[:24]!r} where a stop was expected")
-        thread = _THREAD.search(payload)
-        watch = _WATCH.search(payload)
-        vcpu = self._numbers.get((int(thread[1] or b"1", 16), int(thread[2], 16)), 0) if thread else 0
-        signal = int(payload[1:3], 16)
-        self._selected = vcpu if signal == TRAP and thread else None
-        return StopReply(signal, vcpu, int(watch[1], 16) if watch else None)
+        signal, thread, watch = _stop(payload)
+        vcpu = 0 if thread is None else self._numbers.get(thread, 0)
+        self._selected = self._stopped = vcpu if signal == TRAP and thread in self._numbers else None
+        return StopReply(signal, vcpu, watch)
+
+
+@lru_cache(maxsize=64)
+def _stop(payload: bytes) -> tuple[int, tuple[int, int] | None, int | None]:
+    """(signal, the thread's name, the address of a watchpoint) of a stop reply; they come again and again."""
+    signal, thread, watch = _SIGNAL.match(payload), _THREAD.search(payload), _WATCH.search(payload)
+    if signal is None:
+        raise FormatError(f"the gdbstub says {payload[:24]!r} where a stop was expected")
+    name = None if thread is None else (int(thread[1] or b"1", 16), int(thread[2], 16))
+    return int(signal[1], 16), name, None if watch is None else int(watch[1], 16)
 
 
 def _thread_name(name: bytes) -> tuple[int, int]:

@@ -211,9 +211,8 @@ class VirtualMachine:
             raise
         self.was_running = was_running
         slow = any(isinstance(run.backing, _SlowMemory) for run in self.physical.runs)
-        control = Control(stub, self._monitor, self._guard, self.accelerator, None if slow else self.physical)
-        control.on_resume = self._resume_callbacks
-        return control
+        physical = None if slow else self.physical
+        return Control(stub, self._monitor, self._guard, self.accelerator, physical, on_resume=self._resume_callbacks)
 
     def disks(self) -> Sequence[Blocks]:
         """The machine's disks, read through QEMU, which exports them until `close`; what they hold changes as it runs.

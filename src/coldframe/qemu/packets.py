@@ -7,16 +7,25 @@ Unix socket loses nothing.
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import socket
 import time
+from collections import deque
 
 from coldframe.errors import FormatError, GuestGoneError
 
 _LONGEST_PACKET = 1 << 20
+_PACKET = re.compile(rb"\$([^#]*)#..", re.DOTALL)
+_CHECKSUM = 2
 _ESCAPED = re.compile(rb"\}(.)", re.DOTALL)
 _RUN = re.compile(rb"(.)\*(.)", re.DOTALL)
+_WATCHFUL = 200e-6
+"""Seconds for which an answer is looked for before the thread sleeps: waking it costs as much as QEMU's whole answer.
+
+Each look lets other threads go first, so that QEMU does not wait for a core.
+"""
 
 INTERRUPT = b"\x03"
 RESYNC = b"\x03#00"
@@ -43,9 +52,11 @@ class PacketSocket:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         sock.setblocking(False)
-        self._received = bytearray()
+        self._payloads: deque[bytes] = deque()
+        self._cut_off = b""
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self._watchful = _WATCHFUL if len(os.sched_getaffinity(0)) > 1 else 0.0
 
     def send(self, data: bytes) -> None:
         """Send framed bytes, all in one write where the socket's buffer takes them."""
@@ -60,40 +71,44 @@ class PacketSocket:
 
     def drop(self) -> None:
         """Forget what has been received and not been taken."""
-        self._received.clear()
+        self._payloads.clear()
+        self._cut_off = b""
 
     def receive(self, timeout: float | None) -> bytes | None:
         """The next payload, or None after `timeout` seconds (None: no limit).
 
         Raises `GuestGoneError` when QEMU closed the connection.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (payload := self._take()) is None:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if not self._poll.poll(left):
-                return None
-            try:
-                data = self.socket.recv(1 << 16)
-            except BlockingIOError:
-                continue
-            except OSError:
-                data = b""
-            if not data:
-                raise GuestGoneError("the virtual machine has ended: QEMU closed the gdbstub's connection")
-            self._received += data
-        return payload
+        payloads = self._payloads
+        if not payloads:
+            now = time.monotonic()
+            watchful = now + self._watchful
+            deadline = None if timeout is None else now + timeout
+            while not self._take():
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    return None
+                if now < watchful:
+                    os.sched_yield()
+                else:
+                    self._poll.poll(None if deadline is None else (deadline - now) * 1000)
+        return payloads.popleft()
 
-    def _take(self) -> bytes | None:
-        received = self._received
-        start = received.find(b"$")
-        if start < 0:
-            received.clear()
-            return None
-        end = received.find(b"#", start)
-        if end < 0 or len(received) < end + 3:
-            if len(received) > _LONGEST_PACKET:
-                raise FormatError("the gdbstub sends a packet without an end: it is no gdbstub")
-            return None
-        payload = bytes(received[start + 1 : end])
-        del received[: end + 3]
-        return expand(payload)
+    def _take(self) -> bool:
+        """Take in what has come; whether there is a payload now."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            raise GuestGoneError("the virtual machine has ended: QEMU closed the gdbstub's connection")
+        data = self._cut_off + data
+        self._payloads.extend(map(expand, _PACKET.findall(data)))
+        end = data.rfind(b"#", 0, len(data) - _CHECKSUM)
+        start = data.find(b"$", end + 1 + _CHECKSUM if end >= 0 else 0)
+        self._cut_off = data[start:] if start >= 0 else b""
+        if len(self._cut_off) > _LONGEST_PACKET:
+            raise FormatError("the gdbstub sends a packet without an end: it is no gdbstub")
+        return bool(self._payloads)

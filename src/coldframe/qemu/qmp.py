@@ -1,7 +1,8 @@
 """A client of the QEMU Machine Protocol over a Unix socket.
 
 Specification: QEMU's docs/interop/qmp-spec. The client is synchronous and has no thread: events that arrive while it
-waits for an answer are kept in `events`; `pump` takes in what has arrived meanwhile. One client serves one thread.
+waits for an answer are kept in `events`, but for those that the guest stopped and runs, which come with every hit of a
+breakpoint; `pump` takes in what has arrived meanwhile. One client serves one thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 _GREETING_TIMEOUT = 3.0  # QEMU greets within a millisecond, unless another client holds the socket
 _EVENTS_KEPT = 1000
 _LONGEST_MESSAGE = 64 << 20
+_TOLD_AT_EVERY_HIT = (b'"event": "STOP"}', b'"event": "RESUME"}')
 
 
 class QmpCommandError(CapabilityError):
@@ -223,7 +225,7 @@ class QmpClient:
             if not data:
                 raise self._is_gone()
             *lines, rest = (self._received + data).split(b"\n")
-            self._lines.extend(lines)
+            self._lines.extend(line for line in lines if not line.rstrip().endswith(_TOLD_AT_EVERY_HIT))
             self._received = rest
         line = self._lines.popleft()
         try:

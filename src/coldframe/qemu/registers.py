@@ -35,12 +35,13 @@ class Field:
 class RegisterLayout:
     """The registers of a target description, by name in lower case.
 
-    `general` are the names of those of `GENERAL` that the processor has.
+    `general` are the names of those of `GENERAL` that the processor has; `places` are those of the answer's bytes.
     """
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
         self.fields = dict(fields)
         self.general = tuple(name for name in GENERAL if name in self.fields)
+        self.places = {name: slice(field.offset, field.offset + field.size) for name, field in self.fields.items()}
         self.size = max((field.offset + field.size for field in self.fields.values()), default=0)
 
     @classmethod
@@ -93,8 +94,7 @@ class Registers(Mapping[str, int]):
         self._raw = raw
 
     def __getitem__(self, name: str) -> int:
-        field = self._layout.fields[name]
-        return int.from_bytes(self._raw[field.offset : field.offset + field.size], "little")
+        return int.from_bytes(self._raw[self._layout.places[name]], "little")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layout.fields)
@@ -120,7 +120,5 @@ class Registers(Mapping[str, int]):
         raw = bytearray(self._raw)
         for name, value in values.items():
             field = self._layout.fields[name]
-            raw[field.offset : field.offset + field.size] = (value % (1 << 8 * field.size)).to_bytes(
-                field.size, "little"
-            )
+            raw[self._layout.places[name]] = (value % (1 << 8 * field.size)).to_bytes(field.size, "little")
         return Registers(self._layout, bytes(raw))
