@@ -30,7 +30,7 @@ from coldframe.windows.processor import processor_blocks
 
 if TYPE_CHECKING:
     from coldframe.symbols.model import PdbIdentity
-    from coldframe.windows import Process, Thread
+    from coldframe.windows import Guest, Process, Thread
     from coldframe.windows.vad import Vad
 
 _LONG = 8  # bytes of a pointer of 64-bit Windows
@@ -105,17 +105,25 @@ def threads(process: Process) -> Iterator[KnownThread]:
 
 
 def _registers(thread: Thread, running: tuple[int, Mapping[str, int]] | None) -> tuple[Mapping[str, int], str]:
-    guest = thread.guest
-    if running is not None and 0 < running[1].get("rip", 0) < guest.kernel_start:
+    if running is not None and 0 < running[1].get("rip", 0) < thread.guest.kernel_start:
         return running[1], f"vCPU {running[0]}"
-    names = _TRAP_REGISTERS if guest.types.pointer_size == _LONG else _TRAP_REGISTERS32
+    return user_registers(thread)
+
+
+def trap_registers(guest: Guest) -> Mapping[str, str]:
+    """The registers that a trap frame of this kernel holds of user mode, each with its field of `_KTRAP_FRAME`."""
+    return _TRAP_REGISTERS if guest.types.pointer_size == _LONG else _TRAP_REGISTERS32
+
+
+def user_registers(thread: Thread) -> tuple[Mapping[str, int], str]:
+    """The registers with which a thread in the kernel goes on in user mode, and where from, or why there are none."""
     try:
         frame = thread.trap_frame
         if frame is None:
             return {}, "none: the thread has no trap frame"
         if frame.integer("SegCs") & 3 != 3:
             return {}, "none: its trap frame is not of user mode"
-        found = {name: frame.integer(path) for name, path in names.items()}
+        found = {name: frame.integer(path) for name, path in trap_registers(thread.guest).items()}
     except (UnreadableMemoryError, TypeNotFoundError) as error:
         return {}, f"none: {error}"
     return found, "trap frame"

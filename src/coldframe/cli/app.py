@@ -10,6 +10,7 @@ from coldframe.cli import (
     census,
     dump,
     figure,
+    gdbserver,
     handles,
     lists,
     pages,
@@ -30,6 +31,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-for room in (lists, handles, pages, census, search, figure, dump, trace, stack, boot, types, shell, practice):
+for room in (
+    lists,
+    handles,
+    pages,
+    census,
+    search,
+    figure,
+    dump,
+    trace,
+    stack,
+    gdbserver,
+    boot,
+    types,
+    shell,
+    practice,
+):
     room.register(app)
 absent.add_options(app)

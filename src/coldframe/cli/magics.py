@@ -16,6 +16,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.terminal.embed import InteractiveShellEmbed
 from traitlets.config import Config
 
+from coldframe.cli.heldverbs import VERBS, call_of
 from coldframe.cli.main import run
 from coldframe.cli.render import err, hex_dump, out, printable
 from coldframe.cli.trace import print_event
@@ -23,13 +24,6 @@ from coldframe.debug import Breakpoint, Hit, LiveGuest
 from coldframe.errors import CapabilityError, ColdframeError, NotFoundError, UsageError
 from coldframe.trace import event
 from coldframe.windows import Guest, Process
-
-VERBS = {
-    "info": False, "ps": False, "threads": True, "modules": True, "drivers": False, "vads": True, "handles": True,
-    "objects": False, "sections": True, "pte": True, "read": True, "dt": True, "census": True, "search": True,
-    "figure": True, "dump": True, "stack": False, "trace": False,
-}  # fmt: skip
-"""The verbs that are magics; whether a chosen process is meant where the line names none (`--pid`)."""
 
 _MOST_LISTED = 200
 _MOST_BYTES = 1 << 20
@@ -81,11 +75,8 @@ class GuestMagics(Magics):
         """The verb `name` as a magic."""
 
         def magic(line: str) -> None:
-            words = shlex.split(line)
-            own = {"--pid", "-p", "-h", "--help"} & set(words)
-            if VERBS[name] and self.process is not None and not own:
-                words += ["--pid", str(self.process.pid)]
-            run([name, self.target, *words])
+            pid = None if self.process is None else self.process.pid
+            run(call_of(name, self.target, shlex.split(line), pid))
 
         magic.__doc__ = f"The verb {name}, on the open guest: %{name} --help tells its words."
         return magic
