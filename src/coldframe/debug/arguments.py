@@ -8,7 +8,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -27,6 +27,15 @@ class _Memory(Protocol):
     def write(self, address: int, data: bytes) -> None: ...
 
 
+class _Arrival(Protocol):
+    @property
+    def memory(self) -> _Memory: ...
+
+    registers: Mapping[str, int]
+
+    def write_registers(self, values: Mapping[str, int]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """`args[i]` is argument number i (from 0) as an unsigned number, `args[a:b]` are several; setting one changes the
@@ -38,9 +47,7 @@ class Arguments:
     RAM. Setting writes one register or one word of stack; on error nothing was written.
     """
 
-    registers: Mapping[str, int]
-    memory: _Memory
-    put: Callable[[Mapping[str, int]], None]
+    hit: _Arrival
     widths: Sequence[int] = ()
     word: int = 8
 
@@ -56,9 +63,9 @@ class Arguments:
         if not 0 <= index < MOST_ARGUMENTS:
             raise IndexError(f"argument {index}: expected 0 to {MOST_ARGUMENTS - 1}")
         if self._is_in_register(index):
-            value = self.registers[_BY_REGISTER[index]]
+            value = self.hit.registers[_BY_REGISTER[index]]
         else:
-            value = int.from_bytes(self.memory.read(self._slot(index), self.word), "little")
+            value = int.from_bytes(self.hit.memory.read(self._slot(index), self.word), "little")
         return value & (1 << self.widths[index]) - 1 if index < len(self.widths) else value
 
     def __setitem__(self, index: int, value: int) -> None:
@@ -68,15 +75,15 @@ class Arguments:
         if not -(1 << bits - 1) <= value < 1 << bits:
             raise UsageError(f"argument {index} cannot be {value:#x}: it has {bits} bits")
         if self._is_in_register(index):
-            self.put({_BY_REGISTER[index]: value & _MASK})
+            self.hit.write_registers({_BY_REGISTER[index]: value & _MASK})
         else:
-            self.memory.write(self._slot(index), (value & (1 << bits) - 1).to_bytes(self.word, "little"))
+            self.hit.memory.write(self._slot(index), (value & (1 << bits) - 1).to_bytes(self.word, "little"))
 
     def _is_in_register(self, index: int) -> bool:
         return index < len(_BY_REGISTER) and self.word == _WORD_OF_X64
 
     def _slot(self, index: int) -> int:
-        return (self.registers["rsp"] + self.word * (1 + index)) & (1 << 8 * self.word) - 1
+        return (self.hit.registers["rsp"] + self.word * (1 + index)) & (1 << 8 * self.word) - 1
 
 
 @dataclass(frozen=True, slots=True)

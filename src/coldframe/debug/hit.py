@@ -79,7 +79,7 @@ class Hit:
         """The function's arguments, at a breakpoint on its first instruction; setting one changes the guest."""
         known = prototype(self.function)
         widths = known.widths if known is not None else ()
-        return Arguments(self.registers, self.memory, self.write_registers, widths, self.guest.types.pointer_size)
+        return Arguments(self, widths, self.guest.types.pointer_size)
 
     @property
     def stack(self) -> StackSlots:

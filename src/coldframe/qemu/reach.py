@@ -31,22 +31,24 @@ class Reach:
 
     def read(self, address: int, size: int) -> int:
         """The `size` bytes at virtual `address`, little-endian."""
-        physical, _ = self._walk(address, size)
-        try:
-            return int.from_bytes(self._physical.read(physical, size), "little")
-        except UnreadableMemoryError:
-            raise NotOursError from None
+        return int.from_bytes(self._bytes(address, size), "little")
 
     def code(self, address: int, most: int) -> bytes:
         """Up to `most` bytes at virtual `address`, as far as its page goes."""
-        size = min(most, PAGE_SIZE - (address & PAGE_MASK))
-        return self.read(address, size).to_bytes(size, "little")
+        return self._bytes(address, min(most, PAGE_SIZE - (address & PAGE_MASK)))
 
     def check_write(self, address: int, size: int) -> None:
         """Raises `NotOursError` unless a write changes those bytes and nothing else."""
         physical, flags = self._walk(address, size)
         if not flags & _DIRTY or (self._protects and not flags & _WRITE) or physical not in self._physical:
             raise NotOursError
+
+    def _bytes(self, address: int, size: int) -> bytes:
+        physical, _ = self._walk(address, size)
+        try:
+            return self._physical.read(physical, size)
+        except UnreadableMemoryError:
+            raise NotOursError from None
 
     def _walk(self, address: int, size: int) -> tuple[int, int]:
         """(physical address, flags that hold on every level; DIRTY is the last one's)."""
