@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
+from typer.main import get_command_name
 
 from builder import kernel, kernel_files
 from builder.windows import WindowsBuilder
+from coldframe.cli.app import MODULES
 from coldframe.images.write import write_elf
 
 SAYS = """
@@ -38,6 +42,14 @@ def test_help_loads_neither_numpy_nor_anything_that_looks_into_a_guest(tmp_path)
         rooms = {"coldframe.windows", "coldframe.paging", "coldframe.images", "coldframe.symbols", "coldframe.qemu"}
         assert not modules & (foreign | rooms)
         assert len(modules) < 260
+
+
+def test_a_call_loads_its_verbs_module_alone_and_every_module_has_the_verbs_it_is_said_to_have(tmp_path):
+    assert not loaded(tmp_path, "ps", "--help")[1] & {f"coldframe.cli.{name}" for name in MODULES if name != "lists"}
+    for name, verbs in MODULES.items():
+        app = typer.Typer()
+        import_module(f"coldframe.cli.{name}").register(app)
+        assert tuple(get_command_name(each.callback.__name__) for each in app.registered_commands) == verbs
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from coldframe.cli.app import app
+from coldframe.cli.app import app_for
 from coldframe.errors import ColdframeError
 
 INTERRUPTED = 130
@@ -33,7 +33,7 @@ def main() -> None:
 def run(words: list[str]) -> int:
     """Run the verb that `words` call for; returns the exit status, and raises only what is a bug of ours."""
     try:
-        result = app(words, prog_name="coldframe", standalone_mode=False)
+        result = app_for(words)(words, prog_name="coldframe", standalone_mode=False)
     except ColdframeError as error:
         return _complain(str(error), error.exit_status)
     except typer.TyperException as error:  # 2 for wrong words, as typer says itself
