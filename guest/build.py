@@ -35,6 +35,7 @@ LOADER = [
 ]  # fmt: skip
 USER_PROGRAMS = (
     "smss", "csrss", "services", "svchost", "notepad", "states", "autochk", "ledger", "spawner", "brief", "packets",
+    "ticker",
 )  # fmt: skip
 
 

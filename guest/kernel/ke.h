@@ -79,6 +79,7 @@ ULONG64 KeQuerySystemTime(void); /* 100 ns since 1601 */
 /* Of a set of processors whose TLBs have to be flushed, those that cannot wait: the others are idle and will do it, wholly,
  * before they run anything. Called after the entry has changed. */
 ULONG64 KiDeferFlush(ULONG64 processors);
+ULONG64 KiProcessorsOn(ULONG64 directory);
 
 /* Sends the interrupt whose handler calls MmFlushInterrupt (mm.h), at IPI_LEVEL, to a set of processors. */
 void KiRequestFlush(ULONG64 processors);

@@ -68,6 +68,7 @@ void NtProcessStartup(PEB *peb) {
     UNICODE_STRING service;
     RtlInitUnicodeString(&service, L"\\Registry\\Machine\\System\\CurrentControlSet\\Services\\ndis");
     PktDriver("load", NtLoadDriver(&service));
+    RtlNote("packets wait");
     RtlSleep((ULONG)RtlArgument("wait", 0));
     for (ULONG64 n = RtlArgument("reload", 0); n; n--) {
         PktDriver("unload", NtUnloadDriver(&service));

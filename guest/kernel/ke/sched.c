@@ -145,6 +145,18 @@ static void KiFlushDeferred(ULONG number) {
     __set_cr4(cr4);
 }
 
+/* The processors that are on an address space. One that is not, and comes to it, reads its PTEs as they are now: it says
+ * where it goes before it goes. */
+ULONG64 KiProcessorsOn(ULONG64 directory) {
+    ULONG64 processors = 0;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (ULONG number = 0; number < KeNumberProcessors; number++) {
+        ULONG64 cr3 = *(volatile ULONG64 *)&KiCpu[number].Pcr->Prcb.KernelDirectoryTableBase;
+        if ((cr3 & ~0xFFFull) == directory) processors |= 1ull << number;
+    }
+    return processors;
+}
+
 void KiSetProcess(KPROCESS *process) {
     KPRCB *prcb = KeGetCurrentPrcb();
     ULONG64 cr3 = process->DirectoryTableBase;

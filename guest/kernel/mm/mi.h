@@ -166,6 +166,8 @@ void MiZeroFrame(PFN_NUMBER Frame);
 
 /* ---- flush.c */
 void MiFlushTb(ULONG64 Va); /* on all processors; 0: all but global entries */
+void MiFlushPagesTb(ULONG64 Va, ULONG64 Pages);
+void MiFlushSpaceTb(ULONG64 Dtb);
 void MiPollFlush(void);
 
 /* ---- world lock (flush.c) */
@@ -240,7 +242,7 @@ void MiInitializePool(void);
 PFN_NUMBER MiKernelPage(ULONG64 Va, ULONG Protection); /* maps one zeroed page of a nonpaged range */
 ULONG64 MiReserveSystemPtes(ULONG Pages);
 void MiReleaseSystemPtes(ULONG64 Va, ULONG Pages);
-void MiUnmapKernelPage(ULONG64 Va);
+void MiUnmapKernelPages(ULONG64 Va, ULONG Pages);
 MMPTE *MiKernelPte(ULONG64 Va, BOOLEAN Make);
 PFN_NUMBER MiTakeContiguous(ULONG64 Pages, ULONG64 Align, PFN_NUMBER Limit);
 

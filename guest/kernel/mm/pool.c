@@ -9,6 +9,7 @@
 #define UNIT 16
 #define UNITS (PAGE_SIZE / UNIT) /* a whole page: 256, kept as 0 in the 8-bit BlockSize of an unsplit page's only block */
 #define CLASSES 33
+#define UNMAP_BATCH 16u /* pages for one flush */
 
 typedef struct _MI_POOL {
     ULONG Range;
@@ -90,27 +91,40 @@ PFN_NUMBER MiKernelPage(ULONG64 Va, ULONG Protection) {
     return Frame;
 }
 
-void MiUnmapKernelPage(ULONG64 Va) {
+/* Takes what is mapped at Va out of its PTE; returns the frame of a valid page, which may still be in TLBs. PFN lock held. */
+static PFN_NUMBER MiClearKernelPte(ULONG64 Va) {
     MMPTE *Pte = MiKernelPte(Va, FALSE), Old, Soft;
-    KIRQL Irql;
-    if (!Pte) return;
-    Irql = MiLockPfn();
+    if (!Pte) return MI_NOFRAME;
     Old = MiExchange(Pte, MiZeroPte());
     Soft = MiUnswizzle(Old);
     if (Old.u.Hard.Valid) {
-        MiFlushTb(Va);
+        PFN_NUMBER Frame = MiHardFrame(Old);
         MiTableLost(Pte);
-        if (MiHasPfn(MiHardFrame(Old)) && MiPfn(MiHardFrame(Old))->PteLong == MiEntryVa(Va, 1)) {
-            MiMarkDeleted(MiHardFrame(Old));
-            MiUnshare(MiHardFrame(Old));
-        }
-    } else if (MiIsTransition(Soft)) {
+        return MiHasPfn(Frame) && MiPfn(Frame)->PteLong == MiEntryVa(Va, 1) ? Frame : MI_NOFRAME;
+    }
+    if (MiIsTransition(Soft)) {
         MiTableLost(Pte);
         MiMarkDeleted(MiTransFrame(Soft));
     } else {
         MiFreeSlot(Old);
     }
-    MiUnlockPfn(Irql);
+    return MI_NOFRAME;
+}
+
+void MiUnmapKernelPages(ULONG64 Va, ULONG Pages) {
+    PFN_NUMBER Gone[UNMAP_BATCH];
+    for (ULONG Count; Pages; Va += (ULONG64)Count << PAGE_SHIFT, Pages -= Count) {
+        KIRQL Irql = MiLockPfn();
+        Count = MIN(Pages, UNMAP_BATCH);
+        for (ULONG Page = 0; Page < Count; Page++) Gone[Page] = MiClearKernelPte(Va + ((ULONG64)Page << PAGE_SHIFT));
+        MiFlushPagesTb(Va, Count);
+        for (ULONG Page = 0; Page < Count; Page++) {
+            if (Gone[Page] == MI_NOFRAME) continue;
+            MiMarkDeleted(Gone[Page]);
+            MiUnshare(Gone[Page]);
+        }
+        MiUnlockPfn(Irql);
+    }
 }
 
 ULONG64 MiReserveSystemPtes(ULONG Pages) {
@@ -156,7 +170,7 @@ static ULONG64 MiPoolPages(MI_POOL *Pool, ULONG Count) {
         } else if (MiKernelPage(This, MM_READWRITE) != MI_NOFRAME) {
             continue;
         }
-        while (Page--) MiUnmapKernelPage(Va + ((ULONG64)Page << PAGE_SHIFT));
+        MiUnmapKernelPages(Va, Page);
         MiClear(Pool->Used, At, Count, &Pool->Hint);
         return 0;
     }
@@ -164,7 +178,7 @@ static ULONG64 MiPoolPages(MI_POOL *Pool, ULONG Count) {
 }
 
 static void MiFreePoolPages(MI_POOL *Pool, ULONG64 Va, ULONG Count) {
-    for (ULONG Page = 0; Page < Count; Page++) MiUnmapKernelPage(Va + ((ULONG64)Page << PAGE_SHIFT));
+    MiUnmapKernelPages(Va, Count);
     MiClear(Pool->Used, (ULONG)((Va - MiRange[Pool->Range].Base) >> PAGE_SHIFT), Count, &Pool->Hint);
 }
 
@@ -304,7 +318,7 @@ void *MmCreateKernelStack(ULONG Bytes) {
 void MmDeleteKernelStack(void *StackBase, ULONG Bytes) {
     ULONG Pages = (ULONG)(ROUND_TO_PAGES(Bytes) >> PAGE_SHIFT);
     ULONG64 Va = (ULONG64)StackBase - ((ULONG64)(Pages + 1) << PAGE_SHIFT);
-    for (ULONG Page = 1; Page <= Pages; Page++) MiUnmapKernelPage(Va + ((ULONG64)Page << PAGE_SHIFT));
+    MiUnmapKernelPages(Va + PAGE_SIZE, Pages);
     MiReleaseSystemPtes(Va, Pages + 1);
 }
 

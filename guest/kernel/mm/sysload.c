@@ -161,7 +161,7 @@ static ULONG MiProtectionAt(const MI_LOADING *image, ULONG rva) {
 }
 
 static void MiUnmapImage(ULONG64 base, ULONG size) {
-    for (ULONG rva = 0; rva < size; rva += PAGE_SIZE) MiUnmapKernelPage(base + rva);
+    MiUnmapKernelPages(base, size >> PAGE_SHIFT);
     MiReleaseSystemPtes(base, size >> PAGE_SHIFT);
 }
 

@@ -34,7 +34,7 @@ static void MiDropEmptyTable(MI_SPACE *Space, ULONG64 Vpn) {
     if (MiPfn(Frame)->u2.ShareCount == 1) {
         MiWrite(Pde, MiZeroPte());
         MiTableLost(Pde);
-        MiFlushTb(0);
+        MiFlushSpaceTb(Space->Dtb);
         MiMarkDeleted(Frame);
         MiUnshare(Frame);
     }
@@ -110,7 +110,7 @@ void MiDeleteRange(MI_SPACE *Space, ULONG64 Start, ULONG64 End, MMPTE Fill, BOOL
             PFN_NUMBER Frame = MiClearPte(Pte + (At - Vpn), At, Fill);
             if (Frame != MI_NOFRAME) Gone[Count++] = Frame;
         }
-        if (Count) MiFlushTb(0);
+        if (Count) MiFlushSpaceTb(Space->Dtb);
         for (ULONG Index = 0; Index < Count; Index++) MiUnshare(Gone[Index]);
         MiUnlockPfn(Irql);
         if ((Last & 511) == 511 || Last == End)
@@ -246,7 +246,7 @@ static NTSTATUS MiChangeRange(MI_SPACE *Space, ULONG64 Start, ULONG64 End, MI_CH
         MiUnlockPfn(Irql);
         ExReleasePushLockExclusive(Space->Lock);
     }
-    MiFlushTb(0);
+    MiFlushSpaceTb(Space->Dtb);
     return STATUS_SUCCESS;
 }
 
