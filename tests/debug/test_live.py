@@ -18,6 +18,7 @@ from coldframe.minint import Minint, start
 from coldframe.minint.truth import Write as LoggedWrite
 from coldframe.target import attach
 from coldframe.trace import FileWrites, trace, write_of
+from debug.marks import writes_up_to
 
 pytestmark = pytest.mark.minint
 
@@ -86,12 +87,9 @@ def test_every_write_is_seen_exactly_once_with_its_bytes_and_its_stack(machines,
             assert names[at + 1 : at + 4] == NESTED
             assert names[at + 4] == "notepad!EditorThread"
     assert lives(machine)
-    time.sleep(0.5)
-    list(machine.new_events())
     logged: dict[int, list[LoggedWrite]] = defaultdict(list)
-    for event in machine.events[first:]:
-        if event.get("event") == "write":
-            logged[LoggedWrite.of(event).tid].append(LoggedWrite.of(event))
+    for entry in writes_up_to(machine, first, ((tid, seen[-1].offset) for tid, seen in by_thread.items())):
+        logged[entry.tid].append(entry)
     assert len(by_thread) >= min(3, vcpus)
     for tid, seen in by_thread.items():
         told = [(entry.offset, entry.length, entry.sha256) for entry in logged[tid]]

@@ -14,10 +14,10 @@ import pytest
 from coldframe.cli.main import run
 from coldframe.debug import LiveGuest
 from coldframe.minint import Minint, start
-from coldframe.minint.truth import Write
 from coldframe.target import attach
 from coldframe.trace import FileWriteTracer, HeapTracer, ModuleTracer, ProcessTracer, Syscalls
 from coldframe.trace.heap import Block, HeapBook
+from debug.marks import writes_up_to
 
 pytestmark = pytest.mark.minint
 
@@ -68,13 +68,9 @@ def test_files_are_put_together_as_the_guest_wrote_them(machine: Minint, tmp_pat
     with attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
         tracer = FileWriteTracer(guest, "notepad.exe", save=tmp_path)
         told = list(tracer.events(limit=30))
-    machine.wait_for("write", timeout=10)
-    list(machine.new_events())
-    logged = {
-        (write.offset, write.length, write.sha256)
-        for write in map(Write.of, (event for event in machine.events[first:] if event.get("event") == "write"))
-    }
-    for event in told[:-3]:  # the last call of each thread may not have been carried out yet
+    last = {event["tid"]: event["arguments"]["ByteOffset"]["value"] for event in told}
+    logged = {(write.offset, write.length, write.sha256) for write in writes_up_to(machine, first, last.items())}
+    for event in told:
         arguments = event["arguments"]
         data = bytes.fromhex(arguments["Buffer"]["data"])
         offset = arguments["ByteOffset"]["value"]

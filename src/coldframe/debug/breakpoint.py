@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -114,9 +114,20 @@ class Breakpoint:
         self.hits += 1
         self._queue.append(hit)
 
-    def take(self) -> Hit | None:
+    @property
+    def waiting(self) -> Hit | None:
         """The oldest hit that was not delivered yet."""
-        hit = self._queue.popleft() if self._queue else None
-        if hit is not None and self.once:
+        return self._queue[0] if self._queue else None
+
+    def take(self) -> Hit:
+        """Deliver the oldest hit, which must be there."""
+        hit = self._queue.popleft()
+        if self.once:
             self.remove()
         return hit
+
+
+def oldest_hit(breakpoints: Sequence[Breakpoint]) -> Hit | None:
+    """Deliver the hit that came first of all that wait at `breakpoints`; of two of one arrival, the first one's."""
+    ready = [(hit.pause, point) for point in breakpoints if (hit := point.waiting) is not None]
+    return min(ready, key=lambda one: one[0])[1].take() if ready else None

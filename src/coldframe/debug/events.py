@@ -8,7 +8,6 @@ with `IMAGE_INFO` of ntddk.h, `MiUnloadSystemImage(LoaderEntry)`).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from coldframe.errors import NotFoundError, SymbolNotFoundError, UnreadableMemor
 from coldframe.windows.process import Process, Thread
 
 if TYPE_CHECKING:
-    from coldframe.debug.breakpoint import Breakpoint
+    from coldframe.debug.breakpoint import Breakpoint, Condition
     from coldframe.debug.hit import Hit
     from coldframe.debug.live import LiveGuest
 
@@ -29,16 +28,20 @@ Kind = Literal["process", "process-exit", "thread", "thread-exit", "image", "dri
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happens at `hit`, where the guest stands; the fields that its kind does not have are None.
+    """What happens at `hit`; the fields that its kind does not have are None.
 
     A process that begins is not on the kernel's list yet, one that exits still is. An image's `name` is its file's as
-    the kernel gives it; `base` and `size` (bytes) are where it was mapped. A driver's process is System.
+    the kernel gives it, a process's or a thread's is the process's as EPROCESS keeps it; `base` and `size` (bytes) are
+    where the image was mapped. A driver's process is System. The guest stands there unless `hit` is `late`; then
+    `process` and `thread` may be gone, and `pid`, `tid`, `name`, `base` and `size` are what they were.
     """
 
     kind: Kind
     hit: Hit
     process: Process | None
     thread: Thread | None = None
+    pid: int | None = None
+    tid: int | None = None
     name: str = ""
     base: int | None = None
     size: int | None = None
@@ -47,23 +50,26 @@ class Event:
 Decoder = Callable[["Hit"], Event]
 
 
+def _of_process(kind: Kind, hit: Hit, process: Process, thread: Thread | None = None) -> Event:
+    tid = None if thread is None else thread.tid
+    return Event(kind, hit, process, thread, pid=process.pid, tid=tid, name=process.name)
+
+
 def _process(hit: Hit) -> Event:
-    process = process_at(hit.guest, hit.args[0])
-    return Event("process", hit, process, name=process.name)
+    return _of_process("process", hit, process_at(hit.guest, hit.args[0]))
 
 
 def _process_exit(hit: Hit) -> Event:
-    process = process_at(hit.guest, hit.args[1])
-    return Event("process-exit", hit, process, name=process.name)
+    return _of_process("process-exit", hit, process_at(hit.guest, hit.args[1]))
 
 
 def _thread(hit: Hit) -> Event:
     thread = thread_at(hit.guest, hit.args[0])
-    return Event("thread", hit, thread.process, thread)
+    return _of_process("thread", hit, thread.process, thread)
 
 
 def _thread_exit(hit: Hit) -> Event:
-    return Event("thread-exit", hit, hit.process, hit.thread)
+    return _of_process("thread-exit", hit, hit.process, hit.thread)
 
 
 def decode_image(hit: Hit) -> Event:
@@ -80,7 +86,7 @@ def decode_image(hit: Hit) -> Event:
     except UnreadableMemoryError:
         name = ""
     process = _of_pid(hit, pid)
-    return Event("image" if pid else "driver", hit, process, name=name, base=base, size=length)
+    return Event("image" if pid else "driver", hit, process, pid=pid or None, name=name, base=base, size=length)
 
 
 def decode_driver_unload(hit: Hit) -> Event:
@@ -118,14 +124,17 @@ KINDS: tuple[Kind, ...] = ("process", "process-exit", "thread", "thread-exit", "
 class Events:
     """Made by `LiveGuest.system_events`; iterating lets the guest run to the next event at every turn.
 
-    Breakpoints are set by entering the block and gone when it is left. Every event of the kinds is told exactly once.
+    Breakpoints are set by entering the block and gone when it is left. Every event of the kinds is told exactly once,
+    in the order in which they happened. One that happens while the guest runs for something else (a breakpoint's next
+    hit) is read there and told later: what it says is of its moment, and its `hit` is `late`.
     """
 
     def __init__(self, guest: LiveGuest, kinds: Sequence[Kind], process: Process | None) -> None:
         self.guest = guest
         self._kinds = frozenset(kinds)
         self._process = process
-        self._decoders: dict[Breakpoint, Decoder] = {}
+        self._points: list[Breakpoint] = []
+        self._read: dict[Hit, Event] = {}
         for name, (decoder, told) in _PLACES.items():
             if self._kinds.isdisjoint(told):
                 continue
@@ -133,12 +142,12 @@ class Events:
                 if told == ("driver-unload",):
                     continue  # kernels that never unload
                 raise SymbolNotFoundError("symbol", name, hint=f"events of kind {', '.join(told)} are found there")
-            self._decoders[guest.break_on(name)] = decoder
+            self._points.append(guest.break_on(name, condition=self._wants(decoder)))
         self._stack = ExitStack()
 
     def __enter__(self) -> Events:
         with ExitStack() as stack:
-            for point in self._decoders:
+            for point in self._points:
                 stack.enter_context(point)
             self._stack = stack.pop_all()
         return self
@@ -147,6 +156,7 @@ class Events:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        self._read.clear()
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self.wait()) is not None:
@@ -154,15 +164,17 @@ class Events:
 
     def wait(self, timeout: float | None = None) -> Event | None:
         """The next event; None when `timeout` seconds passed first. The guest is paused in either case."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            hit = self.guest.next_hit(tuple(self._decoders), left)
-            if hit is None:
-                return None
-            event = self._decoders[hit.breakpoint](hit)
-            if event.kind in self._kinds and self._wanted(event):
-                return event
+        hit = self.guest.next_hit(self._points, timeout)
+        return None if hit is None else self._read.pop(hit)
 
-    def _wanted(self, event: Event) -> bool:
-        return self._process is None or event.process == self._process
+    def _wants(self, decoder: Decoder) -> Condition:
+        """Whether a hit tells an event that is wanted, which is read while the guest stands there."""
+
+        def wanted(hit: Hit) -> bool:
+            event = decoder(hit)
+            told = event.kind in self._kinds and (self._process is None or event.process == self._process)
+            if told:
+                self._read[hit] = event
+            return told
+
+        return wanted

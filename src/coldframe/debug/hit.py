@@ -36,7 +36,8 @@ class Hit:
         self.accessed = arrival.accessed
         """The address of the data that was read or written, at a breakpoint on data."""
         self.time = time.time()
-        self._pause = guest.pauses
+        self.pause = guest.pauses
+        """The number of the guest's pause at which it arrived: later hits have higher ones."""
         self.ethread = arrival.ethread
         self.eprocess = arrival.eprocess
 
@@ -46,7 +47,7 @@ class Hit:
     @property
     def late(self) -> bool:
         """Whether the guest has run since."""
-        return self.guest.pauses != self._pause
+        return self.guest.pauses != self.pause
 
     @property
     def address(self) -> int:

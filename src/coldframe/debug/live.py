@@ -7,10 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
-from coldframe.debug.breakpoint import Breakpoint, Condition
+from coldframe.debug.breakpoint import Breakpoint, Condition, oldest_hit
 from coldframe.debug.calls import Calls, arguments
 from coldframe.debug.callstack import StackWalker
 from coldframe.debug.condition import condition as expression
@@ -425,10 +426,9 @@ class LiveGuest(Guest):
                     self._interrupted = False
                 self.pause()
                 return None
-            for point in breakpoints:
-                hit = point.take()
-                if hit is not None:
-                    return hit
+            hit = oldest_hit(breakpoints)
+            if hit is not None:
+                return hit
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 self.pause()
@@ -469,8 +469,9 @@ class LiveGuest(Guest):
         if not points:
             return
         arrival = self._current.arrival(vcpu, self.vm.registers(vcpu), accessed)
-        for point in points:
-            point.offer(arrival)
+        with ExitStack() as rest:  # a condition that fails takes the arrival from nobody else
+            for point in reversed(points):
+                rest.callback(point.offer, arrival)
 
 
 def attach(target: str | os.PathLike[str], store: FindsSymbols) -> LiveGuest:
