@@ -27,13 +27,12 @@ from coldframe.qemu.execution import Execution
 from coldframe.qemu.gdbstub import KINDS, TRAP, GdbStub, StopReply
 from coldframe.qemu.guarding import Guard
 from coldframe.qemu.instructions import Instructions
-from coldframe.qemu.passing import Passing
+from coldframe.qemu.passing import MOST_EMPTY_STEPS, Passing
 from coldframe.qemu.qmp import Monitor
 from coldframe.qemu.registers import Registers
 
 _SHUTDOWN = 3  # QEMU sends GDB's SIGQUIT for a guest that shut down and is kept (-no-shutdown)
 _MOST_SPURIOUS = 64
-_MOST_EMPTY_STEPS = 4
 
 
 class Control:
@@ -151,7 +150,7 @@ class Control:
         if self._arrival is not None and self._arrival.vcpu == vcpu:
             self._arrival = None
         self._unsettled = True
-        for _ in range(_MOST_EMPTY_STEPS):
+        for _ in range(MOST_EMPTY_STEPS):
             reply = self._passing.step(vcpu, before["rip"])
             if reply.signal != TRAP or self._execution.registers(vcpu).raw != before.raw:
                 break

@@ -93,8 +93,9 @@ class Execution:
 
     def stop_reply(self, timeout: float | None) -> StopReply | None:
         """Wait for the stop of a running guest; None when the time is over."""
-        timeout = None if timeout is None else max(0.0, timeout)
-        while (payload := self._stub.packets.receive(timeout)) is not None:
+        left = timeout = None if timeout is None else max(0.0, timeout)
+        began = time.monotonic()
+        while (payload := self._stub.packets.receive(left)) is not None:
             if payload[:1] in b"TSWX":
                 reply = self._stub.stop_reply(payload)
                 self.running = False
@@ -105,6 +106,7 @@ class Execution:
             if payload[:1] == b"E":
                 said = payload.decode("latin-1")
                 raise CapabilityError(f"QEMU's gdbstub refused a write that carries out an instruction ({said})")
+            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
         return None
 
     def stopped(self, reply: StopReply | None) -> StopReply:

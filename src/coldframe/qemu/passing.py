@@ -26,7 +26,8 @@ from coldframe.qemu.instructions import Instructions
 from coldframe.qemu.registers import Registers
 
 _MOST_REPEATS = 1 << 16
-_MOST_EMPTY_STEPS = 4
+MOST_EMPTY_STEPS = 4
+"""How often a step is tried again that did not move the vCPU: TCG ends some before the instruction."""
 _MOST_UNFINISHED = 256
 
 
@@ -106,7 +107,7 @@ class Passing:
         It does not move where this QEMU's steps stop at breakpoints too.
         """
         after = before
-        for _ in range(_MOST_EMPTY_STEPS):
+        for _ in range(MOST_EMPTY_STEPS):
             self._execution.step(vcpu)
             after = self._execution.registers(vcpu)
             if identity(after) != identity(before):
