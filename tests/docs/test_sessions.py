@@ -1,7 +1,7 @@
 """Every console session in the README and in docs/ runs, on a minint, and prints what it shows.
 
-A session is a fenced `console` block with lines `$ coldframe ...`. Numbers, addresses and times differ from run to run,
-so any number stands for any other; a line of three dots stands for any lines.
+A session is a fenced `console` block with lines `$ coldframe ...`, or `$ gdb ...`. Numbers, addresses and times differ
+from run to run, so any number stands for any other; a line of three dots stands for any lines.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Command:
 
 
 def commands(pages: Sequence[Path] = tuple(page for page in PAGES if page != WALK)) -> list[Command]:
-    """Each `$ coldframe ...` of each console block, with the lines under it."""
+    """Each `$ coldframe ...` and `$ gdb ...` of each console block, with the lines under it."""
     found = []
     for page in pages:
         lines = page.read_text().splitlines()
@@ -46,7 +46,7 @@ def commands(pages: Sequence[Path] = tuple(page for page in PAGES if page != WAL
         shown: list[str] = []
         for number, line in enumerate([*lines, "```"], 1):
             if inside and (line.startswith(("$ ", "```"))):
-                if current and current[1].startswith("coldframe ") and "…" not in current[1]:
+                if current and current[1].startswith(("coldframe ", "gdb ")) and "…" not in current[1]:
                     found.append(Command(page.name, current[0], current[1], tuple(shown)))
                 current, shown = None, []
             if line.startswith("```"):

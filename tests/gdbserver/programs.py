@@ -24,7 +24,7 @@ def words_of(machine: Minint, *words: str, process: str | None = "notepad.exe") 
 def gdb(server: Sequence[str], *commands: str, timeout: float = 60.0) -> str:
     """What gdb prints for `commands`, the server being the other end of its pipe."""
     target = "target remote | " + " ".join([*COLDFRAME, *server, "-l", "-"])
-    lines = ["set confirm off", "set pagination off", "set width 0", target, *commands]
+    lines = ["set confirm off", "set pagination off", "set remotetimeout 60", "set width 0", target, *commands]
     done = subprocess.run(
         ["gdb", "-nx", "-batch", *(word for line in lines for word in ("-ex", line))],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,

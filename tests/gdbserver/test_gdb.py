@@ -90,23 +90,43 @@ def test_breakpoints_of_the_process_are_hit_and_those_of_others_are_not(
     machine: Minint, places: dict[str, int]
 ) -> None:
     """nt!NtDelayExecution is called by nearly every process of minint, and more often by others."""
-    again = ["continue", "info registers rip", "monitor stack"]
+    again = ["continue", "info registers rip", "bt"]
     said = gdb(
         words_of(machine),
         "info threads",
-        f"break *{places['notepad!NpFlushBuffer']:#x}", *again, *again, "delete",
-        f"hbreak *{places['nt!NtDelayExecution']:#x}", *again, *again, *again, "delete",
+        "break notepad!NpFlushBuffer", *again, *again, "delete",
+        "hbreak nt!NtDelayExecution", *again, *again, *again, "delete",
         "detach",
     )  # fmt: skip
     numbers = [int(match, 16) for match in re.findall(r"^rip +(0x\w+)", said, re.MULTILINE)]
     assert numbers == [places["notepad!NpFlushBuffer"]] * 2 + [places["nt!NtDelayExecution"]] * 3
-    frames = re.findall(r" (\w+!\w+)\+", said)
-    assert frames.count("notepad!NpFlushBuffer") == 2
-    at = frames.index("notepad!NpFlushBuffer")
-    assert frames[at : at + 4] == NESTED
-    assert said.count("notepad!EditorThread+") == 5  # the delays are its threads' too, each with its stack
+    backtraces = re.findall(r"^#0 .*(?:\n#\d+ .*)*", said, re.MULTILINE)
+    stacks = [re.findall(r" in (\S+) \(\)", backtrace) for backtrace in backtraces]
+    assert [stack[:5] for stack in stacks[:2]] == [[*NESTED, "ntdll!RtlUserThreadStart"]] * 2
+    for stack in stacks[2:]:  # through the system call to the editor's thread
+        assert stack[:2] == ["nt!NtDelayExecution", "ntdll!NtDelayExecution"]
+        assert stack[-1] in {"ntdll!RtlUserThreadStart", "??"}
+        assert stack[-2] in {"notepad!EditorThread", "ntdll!RtlUserThreadStart"}
     assert "detached" in said
     assert runs(machine) and writes_on(machine)
+
+
+def test_gdb_walks_the_stack_of_every_waiting_thread_as_coldframe_does(machine: Minint) -> None:
+    """Of the user half, where both begin at the trap frame; by gdb's reading of what the unwind data became."""
+    machine.truth()  # nothing is scheduled until `go`
+    try:
+        said = gdb(words_of(machine), "thread apply all bt", "info threads")
+        with attached(machine) as guest:
+            notepad = guest.process("notepad.exe")
+            waiting = {thread.tid: thread for thread in notepad.threads if thread.state != "Running"}
+            walked = {tid: thread_callstack(guest, thread) for tid, thread in waiting.items()}
+            parts = dict(re.findall(r"^Thread \d+ \(Thread \d+\.(\d+)\b[^\n]*\n((?:#.*\n)+)", said, re.MULTILINE))
+            assert walked
+            for tid, frames in walked.items():
+                wanted = [frame.function for frame in frames if frame.user]
+                assert re.findall(r" in (\w+!\w+) \(\)", parts[str(tid)]) == wanted
+    finally:
+        machine.go()
 
 
 def test_gdb_names_the_windows_threads_and_modules(machine: Minint) -> None:
@@ -126,7 +146,7 @@ def test_a_step_is_an_instruction_and_a_system_call_is_one(machine: Minint, plac
     """Through the stub of NtWriteFile in ntdll, whose last instructions are SYSCALL (0f 05) and RET (c3)."""
     begin = places["ntdll!NtWriteFile"]
     step = ["stepi", 'printf "at %lx in %d: %x\\n", $pc, $_thread, *(unsigned short *)$pc']
-    said = gdb(words_of(machine), f"break *{begin:#x}", "continue", "delete", *step * 6)
+    said = gdb(words_of(machine), "break *'ntdll!NtWriteFile'", "continue", "delete", *step * 6)
     steps = [(int(at, 16), thread, int(code, 16)) for at, thread, code in re.findall(r"at (\w+) in (\d+): (\w+)", said)]
     assert len({thread for _, thread, _ in steps}) == 1
     at = next(number for number, (_, _, code) in enumerate(steps) if code == 0x050F)

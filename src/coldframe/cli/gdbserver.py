@@ -40,6 +40,7 @@ def gdbserver(
         str, typer.Option("--listen", "-l", metavar="PLACE", help="HOST:PORT, a Unix socket's path, or - for a pipe.")
     ] = "127.0.0.1:1234",
     once: Annotated[bool, typer.Option("--once", help="End when the first client has let go.")] = False,
+    no_symbols: Annotated[bool, typer.Option("--no-symbols", help="Offer the client no symbols of modules.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell each packet and its answer.")] = False,
 ) -> None:
     """Serve gdb, LLDB or IDA: a process with its whole address space. Paged-out pages too; breakpoints of it alone.
@@ -63,7 +64,13 @@ def gdbserver(
         listener = None if place.standard else stack.enter_context(place.listening())  # a place that is taken ends it
         guest = stack.enter_context(open_target(target, symbols=symbols))
         stack.enter_context(holding_open(guest))
-        server = GdbServer(guest, process_of(process), lambda line, tid: _monitor(server, target, line, tid), log)
+        server = GdbServer(
+            guest,
+            process_of(process),
+            lambda line, tid: _monitor(server, target, line, tid),
+            log,
+            symbols=not no_symbols,
+        )
         if listener is None:
             _serve_pipe(server)
             return

@@ -22,6 +22,7 @@ from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, Us
 from coldframe.gdbserver.connection import ClientGoneError, Connection
 from coldframe.gdbserver.inferior import Inferior, inferior
 from coldframe.gdbserver.session import Log, Monitor, Session
+from coldframe.gdbserver.symbolfile import symbol_file
 from coldframe.windows import Guest
 
 _LOOPBACK = "127.0.0.1"
@@ -116,15 +117,41 @@ class GdbServer:
     is no such process now; each client is given the one of that name that is there when it comes.
     """
 
-    def __init__(self, guest: Guest, process: str | int | None, monitor: Monitor, log: Log = lambda _: None) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        process: str | int | None,
+        monitor: Monitor,
+        log: Log = lambda _: None,
+        *,
+        symbols: bool = True,
+    ) -> None:
         self.guest = guest
         self._wanted = process
         self._monitor = monitor
         self._log = log
         self.inferior = self._inferior()
+        self._symbols: tuple[object, bytes] | None = None
+        self._gives_symbols = symbols and guest.types.pointer_size == 8
+        self._symbol_file()
 
     def _inferior(self) -> Inferior:
         return inferior(self.guest, None if self._wanted is None else self.guest.process(self._wanted))
+
+    def _symbol_file(self) -> bytes | None:
+        """The symbols of all modules for clients, made when other modules are loaded than last time.
+
+        A client waits for seconds at most, so they are made before it asks.
+        """
+        if not self._gives_symbols:
+            return None
+        process = self.inferior.process
+        modules = [*(() if process is None else process.modules), *self.guest.drivers]
+        loaded = [(module.path, module.base, module.timestamp) for module in modules]
+        if self._symbols is None or self._symbols[0] != loaded:
+            self._symbols = (loaded, symbol_file(modules))
+            self._log(f"symbols of {len(modules)} modules: {len(self._symbols[1])} bytes")
+        return self._symbols[1]
 
     def serve_standard(self, source: int = 0, sink: int = 1) -> None:
         """Serve the one client behind these descriptors, until it goes."""
@@ -160,7 +187,7 @@ class GdbServer:
             if isinstance(self.guest, LiveGuest):
                 self.guest.pause()
             self.inferior = self._inferior()
-            Session(self.inferior, client, self._monitor, self._log).serve()
+            Session(self.inferior, client, self._monitor, self._log, self._symbol_file()).serve()
             self._log("the client has let go")
         except ClientGoneError as error:
             self._log(f"{error}; it is let go of")

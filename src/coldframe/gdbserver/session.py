@@ -22,6 +22,7 @@ from coldframe.errors import (
 from coldframe.gdbserver.connection import LONGEST, Connection, escape
 from coldframe.gdbserver.description import Description, Register
 from coldframe.gdbserver.documents import libraries_xml, region, threads_xml
+from coldframe.gdbserver.hostfiles import HostFiles
 from coldframe.gdbserver.inferior import Inferior, Shown, numbered
 from coldframe.gdbserver.running import Halt, LiveRunner, Runner, StandingRunner
 from coldframe.qemu.packets import INTERRUPT
@@ -44,8 +45,11 @@ _ALL = -1
 class Session:
     """Answers one client until it lets go."""
 
-    def __init__(self, inferior: Inferior, client: Connection, monitor: Monitor, log: Log) -> None:
+    def __init__(
+        self, inferior: Inferior, client: Connection, monitor: Monitor, log: Log, symbols: bytes | None = None
+    ) -> None:
         self.inferior = inferior
+        self._files = None if symbols is None else HostFiles("/coldframe.symbols", symbols, _MOST_BYTES)
         self.client = client
         self.log = log
         guest = inferior.guest
@@ -92,6 +96,7 @@ class Session:
             b"qHostInfo": lambda _: self._host().encode(),
             b"qProcessInfo": lambda _: f"pid:{self.inferior.pid:x};{self._host()}".encode(),
             b"qMemoryRegionInfo:": self._region,
+            b"vFile:": lambda words: b"" if self._files is None else self._files.answer(words),
         }
         self._listed = 0
 
@@ -325,7 +330,8 @@ class Session:
 
     def _supported(self, words: bytes) -> bytes:
         self._multiprocess = b"multiprocess+" in words.strip(b":").split(b";")
-        return ";".join([*_FEATURES, *(["multiprocess+"] if self._multiprocess else [])]).encode()
+        own = {"multiprocess+": self._multiprocess, "qXfer:exec-file:read+": self._files is not None}
+        return ";".join([*_FEATURES, *(name for name, offered in own.items() if offered)]).encode()
 
     def _no_acknowledgement(self, _: bytes) -> bytes:
         self.client.acknowledges = False
@@ -342,6 +348,8 @@ class Session:
             text = threads_xml((self._name(shown.number).decode(), shown) for shown in self.inferior.threads())
         elif parts[0] == b"libraries":
             text = self.inferior.guest.once("gdbserver libraries", lambda: libraries_xml(self.inferior.modules()))
+        elif parts[0] == b"exec-file" and self._files is not None:
+            text = self._files.path
         elif parts[0] == b"features":
             return b"E%02x" % errno.ENOENT
         else:
