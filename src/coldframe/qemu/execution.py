@@ -65,7 +65,7 @@ class Execution:
         """Let every vCPU run, `vcpu` with some registers written, RIP among them, and bytes stored in its memory."""
         self.forget()
         stub = self._stub
-        requests = [stub.write_virtual_request(address, data) for address, data in stored]
+        requests = [stub.write_memory_request(address, data) for address, data in stored]
         requests += [stub.write_register_request(name, value) for name, value in written.items() if name != "rip"]
         stub.start_from(vcpu, written["rip"], requests)
         self.running = True

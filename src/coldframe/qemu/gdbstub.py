@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from binascii import unhexlify
+from binascii import hexlify, unhexlify
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -175,8 +175,7 @@ class GdbStub:
     def write_register_request(self, name: str, value: int) -> bytes:
         """The request that writes one register of the selected vCPU."""
         field = self.layout.fields[name]
-        data = (value % (1 << 8 * field.size)).to_bytes(field.size, "little").hex().encode()
-        return b"P%x=%b" % (field.number, data)
+        return b"P%x=%b" % (field.number, hexlify((value % (1 << 8 * field.size)).to_bytes(field.size, "little")))
 
     def write_register(self, vcpu: int, name: str, value: int) -> None:
         """Write one register; raises `CapabilityError` when QEMU refuses."""
@@ -184,12 +183,12 @@ class GdbStub:
         if answer != b"OK":
             raise CapabilityError(f"QEMU does not let register {name} be written ({answer.decode('latin-1')})")
 
-    def write_virtual_request(self, address: int, data: bytes) -> bytes:
+    def write_memory_request(self, address: int, data: bytes) -> bytes:
         """The request that writes up to a packet's worth of bytes in the selected vCPU's address space.
 
-        It goes past the access rights and changes no bit of a PTE.
+        It goes past the access rights and changes no bit of a PTE. In PhyMemMode the address is guest-physical.
         """
-        return b"M%x,%x:%b" % (address, len(data), data.hex().encode())
+        return b"M%x,%x:%b" % (address, len(data), hexlify(data))
 
     def read_physical(self, address: int, size: int) -> bytes:
         """Guest-physical bytes; raises `UnreadableMemoryError`."""
@@ -203,10 +202,7 @@ class GdbStub:
 
     def write_physical(self, address: int, data: bytes) -> None:
         """Write guest-physical bytes; raises `CapabilityError`."""
-        writes = [
-            b"M%x,%x:%b" % (address + at, len(data[at : at + _CHUNK]), data[at : at + _CHUNK].hex().encode())
-            for at in range(0, len(data), _CHUNK)
-        ]
+        writes = [self.write_memory_request(address + at, data[at : at + _CHUNK]) for at in range(0, len(data), _CHUNK)]
         answers = self.ask_all(b"Qqemu.PhyMemMode:1", *writes, b"Qqemu.PhyMemMode:0")[1:-1]
         if any(answer != b"OK" for answer in answers):
             raise CapabilityError(f"QEMU's gdbstub does not write {len(data)} bytes at physical {address:#x}")

@@ -18,13 +18,24 @@ _WRITE_PROTECT = 1 << 16  # CR0.WP
 _LA57 = 1 << 12  # CR4
 _USER_MODE = 3
 
+_ENTRY_SHIFT = 3  # entries have 8 bytes
+_STEPS = {
+    name: tuple(
+        (level.shift - _ENTRY_SHIFT, (1 << level.bits) - 1 << _ENTRY_SHIFT, level.large_frame)
+        for level in FORMATS[name].levels
+    )
+    for name in ("4-level", "5-level")
+}
+"""For each level: how far an address is shifted, and which bits then are the entry's offset in its table."""
+
 
 class Reach:
     """Memory as one vCPU with these registers reaches it; good while the guest is paused."""
 
     def __init__(self, physical: PhysicalMemory, registers: Mapping[str, int]) -> None:
         self._physical = physical
-        self._format = FORMATS["5-level" if registers["cr4"] & _LA57 else "4-level"]
+        name = "5-level" if registers["cr4"] & _LA57 else "4-level"
+        self._format, self._steps = FORMATS[name], _STEPS[name]
         self._root = registers["cr3"] & self._format.root
         self._user = registers["cs"] & 3 == _USER_MODE
         self._protects = self._user or bool(registers["cr0"] & _WRITE_PROTECT)
@@ -55,16 +66,16 @@ class Reach:
         if (address & PAGE_MASK) + size > PAGE_SIZE or not self._format.is_canonical(address):
             raise NotOursError
         table, flags = self._root, _WRITE | _USER | _ACCESSED | VALID
-        for level in self._format.levels:
-            index = address >> level.shift & ((1 << level.bits) - 1)
-            try:
-                entry = self._physical.u64(table + 8 * index)
-            except UnreadableMemoryError:
-                raise NotOursError from None
-            flags &= entry
-            if level.large_frame and entry & LARGE:
-                return self._leaf(entry & level.large_frame | address & ((1 << level.shift) - 1), flags, entry)
-            table = entry & self._format.frame
+        read, frame = self._physical.u64, self._format.frame
+        try:
+            for shift, within, large_frame in self._steps:
+                entry = read(table + (address >> shift & within))
+                flags &= entry
+                if entry & LARGE and large_frame:
+                    return self._leaf(entry & large_frame | address & ((1 << shift + _ENTRY_SHIFT) - 1), flags, entry)
+                table = entry & frame
+        except UnreadableMemoryError:
+            raise NotOursError from None
         return self._leaf(table | address & PAGE_MASK, flags, entry)
 
     def _leaf(self, physical: int, flags: int, entry: int) -> tuple[int, int]:
