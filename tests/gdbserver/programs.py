@@ -88,11 +88,11 @@ class Client:
 def writes_on(machine: Minint) -> bool:
     """The guest runs: its notepad.exe writes."""
     list(machine.new_events())
-    machine.wait_for("write", timeout=15)
+    machine.wait_for("write", timeout=60)
     return True
 
 
-def runs(machine: Minint, seconds: float = 5.0) -> bool:
+def runs(machine: Minint, seconds: float = 30.0) -> bool:
     """QEMU says that the guest runs, at once or soon."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -6,11 +6,12 @@ machine: no thread can be held back while another runs, but for a single step, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from coldframe.debug import Breakpoint, GuestPausedError, Hit, LiveGuest
+from coldframe.debug.breakpoint import oldest_hit
 from coldframe.errors import CapabilityError, ColdframeError, UsageError
 from coldframe.gdbserver.connection import Connection
 from coldframe.gdbserver.inferior import Inferior, Shown, numbered, running
@@ -176,7 +177,7 @@ class LiveRunner:
     def _wait(self, *others: Breakpoint) -> Hit | None:
         """The next hit of the client's or the `others`; None when the client asked to stop, or somebody paused."""
         points = (*self._points.values(), *others, self._idle, *([] if self._exit is None else [self._exit]))
-        while _taken(points) is not None:  # one arrival that several of them saw has been told
+        while oldest_hit(points) is not None:  # one arrival that several of them saw has been told
             continue
         with self.client.watched(self.guest.interrupt) as asked:
             while True:
@@ -187,7 +188,7 @@ class LiveRunner:
                 if hit is not None:
                     return hit
                 if asked.is_set():  # else it is what an earlier Ctrl-C has left
-                    return _taken(points)
+                    return oldest_hit(points)
 
     def _interrupted(self) -> Halt:
         ours = {shown.vcpu: shown.number for shown in self.inferior.threads()}
@@ -261,11 +262,6 @@ class LiveRunner:
         self._give_up_exit()
         if self.guest.vm.was_running:
             self.guest.resume()
-
-
-def _taken(points: Sequence[Breakpoint]) -> Hit | None:
-    """A hit that one of them has queued."""
-    return next((hit for point in points if (hit := point.take()) is not None), None)
 
 
 def _key(kind: int, address: int, length: int) -> tuple[int, int, int]:
