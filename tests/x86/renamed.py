@@ -1,4 +1,5 @@
-"""The types of a kernel with some structures and fields called otherwise, as ReactOS' headers call them."""
+"""The types of a kernel with some structures and fields called otherwise, as ReactOS' headers call them, and one of its
+own that Windows has not (`_MEMORY_AREA`)."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ class Renamed(Types):
         self._records = {theirs: own for own, theirs in records.items()}
 
     def find(self, name: str) -> Record | Enum | None:
+        if name == "_MEMORY_AREA":
+            return Record(name, "struct", 0, {})
         if name in self._records.values():
             return None
         found = self._base.find(self._records.get(name, name))

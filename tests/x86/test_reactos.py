@@ -6,8 +6,12 @@ import json
 
 import pytest
 
+from builder import pattern
 from builder.compact import NT52, write_isf
 from coldframe.cli.main import run as coldframe
+from coldframe.errors import UnreadableMemoryError
+from coldframe.paging.arrays import CODE
+from coldframe.paging.page import PagefileSlot, State
 from coldframe.windows import Guest
 from x86.conftest import Built, Store, symbols_of
 from x86.renamed import like_reactos
@@ -28,6 +32,26 @@ def test_its_names_for_structures_are_known(reactos):
     assert guest.current_thread(registers).tid == 1204
     assert [(file.number, file.name) for file in guest.paging_files] == [(0, "\\??\\C:\\pagefile.sys")]
     assert [warning for warning in guest.warnings if "CodeView" not in warning] == []
+
+
+@pytest.mark.parametrize(("file", "slot"), [(0, 1), (0, 0x45), (3, 0x1234)])
+def test_a_swap_entry_is_not_taken_for_a_transition_pte(reactos, file, slot):
+    """Its PTE is `ENTRY_FROM_FILE_OFFSET` of ntoskrnl/mm/pagefile.c, `file | slot << 11 | 0x400`, shifted by one."""
+    image, dtb = reactos.image, reactos.notepad.dtb
+    swapped, kept = 0x20000, 0x21000
+    image.set_entry(dtb, swapped, (file | slot << 11 | 0x400) << 1)
+    image.set_entry(dtb, kept, image.transition(image.allocate_page(pattern(7)), protection=4))
+    symbols = like_reactos(reactos.symbol_file)
+    guest = Guest.open(image.physical(), Store(symbols, named=True, known=False), [reactos.registers])
+    memory = guest.process(812).memory
+    page = memory.resolve(swapped)
+    assert (page.state, page.pagefile) == (State.PAGEFILE, PagefileSlot(file, (slot - 1) * 4096))
+    with pytest.raises(UnreadableMemoryError, match=f"paging file {file}"):
+        memory.read(swapped, 16)
+    assert memory.read(kept, 4096) == pattern(7)
+    pages = memory.pages()
+    (row,) = [row for row in range(len(pages)) if pages.address[row] == swapped]
+    assert (pages.state[row], pages.number[row], pages.offset[row]) == (CODE[State.PAGEFILE], file, (slot - 1) * 4096)
 
 
 @pytest.fixture

@@ -88,5 +88,5 @@ def _software(stored: int, layout: PteLayout, mask: int) -> list[str]:
         return [" Proto: relative to an unknown pool" if address is None else f" Proto: {address:X}"]
     if layout.page_file_high.get(value) == 0:
         return [" DemandZero", protect]
-    number, offset = layout.page_file_low.get(value), layout.page_file_high.get(value)
+    number, offset = layout.page_file_low.get(value), layout.slot(value)
     return [f" PageFile: {number:2x}", f" Offset: {offset:x}", protect]

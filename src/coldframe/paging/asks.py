@@ -84,7 +84,7 @@ class Asks:
         """Where a paging-file entry says that its page is: pagefile or compressed, number and offset."""
         number = layout.page_file_low.get(value)
         state = State.COMPRESSED if number == self.store_number() else State.PAGEFILE
-        return state, PagefileSlot(number, layout.page_file_high.get(value) * PAGE_SIZE)
+        return state, PagefileSlot(number, layout.slot(value) * PAGE_SIZE)
 
     def place(self, state: State, slot: PagefileSlot) -> str:
         """That place in words."""

@@ -165,6 +165,8 @@ class BulkEntries:
         """Which invalid entries are in transition."""
         both = np.uint64(self.layout.transition | self.layout.prototype)
         found: NDArray[np.bool_] = (value & both) == np.uint64(self.layout.transition)
+        if self.layout.swap_entries:
+            found &= has(value, self.layout.protection.mask)
         return found
 
     def is_marker(self, stored: U64) -> NDArray[np.bool_]:
@@ -176,7 +178,8 @@ class BulkEntries:
     def slots(self, value: U64) -> tuple[NDArray[np.uint8], NDArray[np.uint8], U64]:
         """State, number and offset of entries in paging files."""
         number = get(value, self.layout.page_file_low)
-        offset = get(value, self.layout.page_file_high) * np.uint64(PAGE_SIZE)
+        slot = get(value, self.layout.page_file_high) - np.uint64(self.layout.swap_entries)
+        offset = slot * np.uint64(PAGE_SIZE)
         store = self.resolver.store_number()
         compressed = number == np.uint64(NOWHERE if store is None else store)
         state = np.where(compressed, CODE[State.COMPRESSED], CODE[State.PAGEFILE]).astype(np.uint8)

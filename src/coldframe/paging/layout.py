@@ -18,6 +18,7 @@ _TRANSITION = "_MMPTE_TRANSITION"
 _PROTOTYPE = "_MMPTE_PROTOTYPE"
 _SUBSECTION = "_MMPTE_SUBSECTION"
 _SOFTWARE = "_MMPTE_SOFTWARE"
+_MEMORY_AREA = "_MEMORY_AREA"  # of ReactOS alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,9 @@ class PteLayout:
 
     `hardware_frame` and `transition_frame` mask physical addresses (a frame number stands at bit 12, so that no shift
     is needed). `swizzle_bit` is 0 in kernels that have none. A prototype PTE's protection stands elsewhere in old
-    kernels, and some leave a subsection's out. `pools` is needed by 32-bit kernels without PAE alone.
+    kernels, and some leave a subsection's out. `pools` is needed by 32-bit kernels without PAE alone. `swap_entries`
+    tells of ReactOS, whose swap entries (ntoskrnl/mm/pagefile.c: `ENTRY_FROM_FILE_OFFSET`, shifted by one into a PTE)
+    have the transition bit, no protection, and slots that are counted from 1.
     """
 
     entry_size: int
@@ -120,6 +123,7 @@ class PteLayout:
     subsection_address_bits: SplitAddress
     which_pool: int = 0
     pools: PoolAddresses | None = None
+    swap_entries: bool = False
 
     @classmethod
     def from_types(cls, types: Types) -> PteLayout:
@@ -155,6 +159,7 @@ class PteLayout:
             prototype_address_bits=_address(types, _PROTOTYPE, "ProtoAddress", align=2, base=0x80000000),
             subsection_address_bits=_address(types, _SUBSECTION, "SubsectionAddress", align=3),
             which_pool=(_optional(types, _SUBSECTION, "WhichPool") or NO_BITS).mask,
+            swap_entries=_MEMORY_AREA in types,
         )
 
     @property
@@ -168,7 +173,13 @@ class PteLayout:
 
     def is_transition(self, value: int) -> bool:
         """Whether an invalid entry names a page that is still in RAM, on the standby or modified list."""
-        return value & (self.transition | self.prototype) == self.transition
+        if value & (self.transition | self.prototype) != self.transition:
+            return False
+        return not self.swap_entries or bool(value & self.protection.mask)
+
+    def slot(self, value: int) -> int:
+        """Which page of its paging file an entry names, the first being 0."""
+        return self.page_file_high.get(value) - self.swap_entries
 
     def is_vad_marker(self, stored: int) -> bool:
         """Whether `stored` (as it stands in the table, and not in transition) says "look in the VAD".
