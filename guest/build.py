@@ -5,7 +5,7 @@
 
 Needs clang, lld and llvm (Debian's packages). Rebuilds only what changed; prints what it runs with --verbose; builds
 into one folder take turns. The folder holds `loader.elf`, `ntoskrnl.exe`, `system32/*.exe|dll`,
-`system32/drivers/*.sys` and `symbols/*.pdb`.
+`system32/drivers/*.sys`, the 32-bit `syswow64/*.exe|dll` and `symbols/*.pdb`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ COMMON = [
     "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Wno-microsoft",
     "-Wno-multichar",
 ]  # fmt: skip
+COMMON32 = ["--target=i686-pc-windows-msvc", *COMMON[1:], "-fno-omit-frame-pointer"]
 LOADER = [
     "--target=i686-elf", "-m32", "-ffreestanding", "-fno-builtin", "-nostdlib", "-fno-pic", "-mno-sse", "-O1",
     "-Wall", "-Wextra", "-Werror",
@@ -158,6 +159,43 @@ class Build:
                 target, [*made, library], *linker(target, pdb, "NtProcessStartup", 0x140000000), "/subsystem:native"
             )
 
+    def wow64(self) -> None:
+        """wow64.dll and wow64cpu.dll, which import from each other through the 64-bit loader"""
+        header = f'-DNT_LAYOUT_HEADER="../layouts/nt_{self.layout}.h"'
+        flags = [*COMMON, header, "-Iuser", "-Ikernel"]
+        libraries = [self.output / "objects" / "ntdll.lib"]
+        # 32-bit code jumps into wow64cpu.dll
+        for name, base, words in (("wow64", 0x180000000, []), ("wow64cpu", 0x6B000000, ["/highentropyva:no"])):
+            folder = HERE / "user" / name
+            made = self.objects(sources(folder), "wow64", flags)
+            target, library = self.output / "system32" / f"{name}.dll", self.output / "objects" / f"{name}.lib"
+            pdb = self.output / "symbols" / f"{name}.pdb"
+            self.link(
+                target, [*made, *libraries], *linker(target, pdb, "", base), *words, "/dll", "/noentry",
+                f"/implib:{library}", "/subsystem:native", *exports(folder / "exports.txt"),
+            )  # fmt: skip
+            libraries.append(library)
+
+    def user32(self) -> None:
+        """The 32-bit ntdll.dll, whose PDB is wntdll.pdb as in Windows, and editor32.exe"""
+        folder = self.output / "syswow64"
+        made = self.objects(sources(HERE / "user" / "ntdll32"), "user32", COMMON32)
+        target, library = folder / "ntdll.dll", self.output / "objects" / "ntdll32.lib"
+        common = ["/subsystem:native", "/safeseh:no"]
+        self.link(
+            target, made, *linker(target, self.output / "symbols" / "wntdll.pdb", "", 0x77000000, "x86"), *common,
+            "/dll", "/noentry", f"/implib:{library}", *exports(HERE / "user" / "ntdll32" / "exports.txt"),
+        )  # fmt: skip
+        source = HERE / "user" / "editor32"
+        made = [
+            *self.objects([source / "editor.c"], "user32", COMMON32),
+            *self.objects([source / "paragraph.c"], "user32", [*COMMON32, "-fomit-frame-pointer"]),
+        ]
+        target, pdb = folder / "editor32.exe", self.output / "symbols" / "editor32.pdb"
+        self.link(
+            target, [*made, library], *linker(target, pdb, "NtProcessStartup", 0x400000, "x86"), *common,
+        )  # fmt: skip
+
     def all(self) -> None:
         """Everything."""
         with (self.output / ".lock").open("w") as lock:
@@ -166,6 +204,8 @@ class Build:
             self.kernel()
             self.drivers()
             self.user()
+            self.wow64()
+            self.user32()
 
 
 def sources(folder: Path) -> list[Path]:
@@ -176,9 +216,9 @@ def sources(folder: Path) -> list[Path]:
     )
 
 
-def linker(target: Path, pdb: Path, entry: str, base: int) -> list[str]:
+def linker(target: Path, pdb: Path, entry: str, base: int, machine: str = "x64") -> list[str]:
     """What every PE image shares. /Brepro: the same sources give the same bytes and the same PDB identity."""
-    words = f"lld-link /nologo /nodefaultlib /debug /Brepro /machine:x64 /dynamicbase /base:{base:#x}".split()
+    words = f"lld-link /nologo /nodefaultlib /debug /Brepro /machine:{machine} /dynamicbase /base:{base:#x}".split()
     words += [f"/out:{target}", f"/pdb:{pdb}", f"/pdbaltpath:{pdb.name}", "/incremental:no", "/opt:noref", "/opt:noicf"]
     return [*words, f"/entry:{entry}"] if entry else words
 

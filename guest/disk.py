@@ -38,6 +38,7 @@ FOLDERS = (
     "\\Windows",
     "\\Windows\\System32",
     "\\Windows\\System32\\drivers",
+    "\\Windows\\SysWOW64",
     "\\Windows\\Temp",
     "\\Users",
     "\\Users\\minint",
@@ -126,6 +127,8 @@ def built_files(built: Path) -> dict[str, Path]:
     found = {system32 + "ntoskrnl.exe": built / "ntoskrnl.exe"}
     programs = sorted((built / "system32").iterdir()) if (built / "system32").is_dir() else []
     found |= {system32 + path.name: path for path in programs if path.suffix in (".exe", ".dll")}
+    narrow = sorted(path for path in (built / "syswow64").glob("*") if path.suffix in (".exe", ".dll"))
+    found |= {f"\\Windows\\SysWOW64\\{path.name}": path for path in narrow}
     drivers = sorted((built / "system32" / "drivers").glob("*.sys"))
     found |= {f"{system32}drivers\\{path.name}": path for path in drivers}
     missing = [str(path) for path in found.values() if not path.is_file()]

@@ -333,8 +333,12 @@ class Layout:
             lanes: list[list[Piece]] = [[piece] for piece in pieces]
             return self.union(lanes, 0, size, indent)
         text, at = "", 0
-        for group, start, end in self.groups(pieces, self.packing(record)):
-            text += self.padding(start - at, indent)
+        pack, widest = self.packing(record), 1
+        for group, start, end in self.groups(pieces, pack):
+            certain = self.certain_alignment(group, pack)
+            widest = max(widest, certain)
+            if start != at + -at % certain:  # else the compiler leaves the hole, as it did in the kernel
+                text += self.padding(start - at, indent)
             if len(group) == 1:
                 text += self.member(group[0], indent)
             else:
@@ -347,7 +351,17 @@ class Layout:
                         lane.append(piece)
                 text += f"{indent}union {{\n{self.union(lanes, start, end, indent + '    ')}{indent}}};\n"
             at = end
-        return text + self.padding(size - at, indent)
+        return text if size == at + -at % widest else text + self.padding(size - at, indent)
+
+    def certain_alignment(self, group: list[Piece], pack: int) -> int:
+        """The least alignment that C gives a group: what is in a record may be left out, unless all of it is listed."""
+        certain = [piece for piece in group if not piece.type or self.is_whole(self.innermost(piece.type))]
+        return max((self.piece_alignment(piece, pack) for piece in certain), default=1)
+
+    def is_whole(self, type_: dict[str, Any]) -> bool:
+        """Whether every field of it is declared."""
+        wish = self.wishes.records.get(type_.get("name", ""))
+        return type_["kind"] in ("base", "pointer", "enum") or (wish is not None and wish.whole)
 
     def union(self, lanes: list[list[Piece]], start: int, end: int, indent: str) -> str:
         """The members of a union, each lane being one or several pieces one after the other."""

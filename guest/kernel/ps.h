@@ -27,6 +27,10 @@ void PsNotifyImage(EPROCESS *process, void *section, void *base, SIZE_T size);
 
 void PsNotifySystemImage(UNICODE_STRING *name, void *base, SIZE_T size); /* the same for a driver */
 
+/* What EPROCESS has of a WOW64 process; NULL for any other one. */
+void *PsWow64Process(EPROCESS *process);
+#define PS_TEB32_OFFSET ROUND_TO_PAGES(sizeof(TEB)) /* from a WOW64 thread's TEB to its TEB32 */
+
 void PsInitSystem(void);
 
 /* Memory compression; STATUS_NOT_FOUND without a paging file. */

@@ -31,6 +31,15 @@ typedef struct _MININT_FRAME {
     UCHAR NewList; /* begins a NET_BUFFER_LIST; without, it joins that of the frame before */
 } MININT_FRAME;
 
+/* What the kernel tells ntdll.dll of a WOW64 process (its LdrSystemDllInitBlock); members and indexes as in NT's. */
+#define SharedNtdll32LdrInitializeThunk 0
+#define SharedNtdll32BaseAddress 8
+typedef struct _PS_SYSTEM_DLL_INIT_BLOCK {
+    ULONG Size;
+    ULONG64 SystemDllWowRelocation, SystemDllNativeRelocation;
+    ULONG64 Wow64SharedInformation[16];
+} PS_SYSTEM_DLL_INIT_BLOCK;
+
 typedef struct _OBJECT_ATTRIBUTES_ARGUMENT { /* OBJECT_ATTRIBUTES */
     ULONG Length;
     HANDLE RootDirectory;

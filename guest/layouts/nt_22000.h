@@ -705,6 +705,37 @@
 #define OFF__TEB__TlsLinks 0x1680
 #define OFF__TEB__GuaranteedStackBytes 0x1748
 #define OFF__TEB__SameTebFlags 0x17ee
+#define OFF__TEB__WOW32Reserved 0x100
+#define HAVE__TEB__WowTebOffset 1
+#define OFF__TEB__WowTebOffset 0x180c
+#define OFF__TEB__NtTib_Self 0x30
+#define SIZEOF__EWOW64PROCESS 0x10
+#define HAVE__EWOW64PROCESS 1
+#define OFF__EWOW64PROCESS__Peb 0x0
+#define HAVE__EWOW64PROCESS__NtdllType 1
+#define OFF__EWOW64PROCESS__NtdllType 0x8
+#define SIZEOF__NT_TIB32 0x1c
+#define SIZEOF__CLIENT_ID32 0x8
+#define SIZEOF__PEB32 0x488
+#define OFF__PEB32__BeingDebugged 0x2
+#define OFF__PEB32__Mutant 0x4
+#define OFF__PEB32__ImageBaseAddress 0x8
+#define OFF__PEB32__Ldr 0xc
+#define OFF__PEB32__ProcessParameters 0x10
+#define OFF__PEB32__NumberOfProcessors 0x64
+#define OFF__PEB32__OSMajorVersion 0xa4
+#define OFF__PEB32__OSMinorVersion 0xa8
+#define OFF__PEB32__OSBuildNumber 0xac
+#define OFF__PEB32__OSPlatformId 0xb0
+#define OFF__PEB32__ImageSubsystem 0xb4
+#define SIZEOF__TEB32 0x1018
+#define OFF__TEB32__NtTib 0x0
+#define OFF__TEB32__ClientId 0x20
+#define OFF__TEB32__ProcessEnvironmentBlock 0x30
+#define OFF__TEB32__WOW32Reserved 0xc0
+#define OFF__TEB32__RealClientId 0x6b4
+#define OFF__TEB32__DeallocationStack 0xe0c
+#define OFF__TEB32__TlsSlots 0xe10
 #define SIZEOF__CURDIR 0x18
 #define SIZEOF__STRING 0x10
 #define SIZEOF__RTL_DRIVE_LETTER_CURDIR 0x18
@@ -1312,6 +1343,7 @@
 
 struct _ALPC_PROCESS_CONTEXT;
 struct _CLIENT_ID;
+struct _CLIENT_ID32;
 struct _CMHIVE;
 struct _CM_KEY_BODY;
 struct _CM_KEY_NODE;
@@ -1329,6 +1361,7 @@ struct _DRIVER_OBJECT;
 struct _EPROCESS;
 struct _ERESOURCE;
 struct _ETHREAD;
+struct _EWOW64PROCESS;
 struct _EXCEPTION_RECORD;
 struct _EXHANDLE;
 struct _EX_FAST_REF;
@@ -1455,6 +1488,7 @@ struct _MM_SHARED_VAD_FLAGS;
 struct _MSUBSECTION;
 struct _NON_PAGED_DEBUG_INFO;
 struct _NT_TIB;
+struct _NT_TIB32;
 struct _OBJECT_CREATE_INFORMATION;
 struct _OBJECT_DIRECTORY;
 struct _OBJECT_DIRECTORY_ENTRY;
@@ -1471,6 +1505,7 @@ struct _OBJECT_TYPE;
 struct _OBJECT_TYPE_INITIALIZER;
 struct _OWNER_ENTRY;
 struct _PEB;
+struct _PEB32;
 struct _PEB_LDR_DATA;
 struct _PHYSICAL_MEMORY_DESCRIPTOR;
 struct _PHYSICAL_MEMORY_RUN;
@@ -1499,6 +1534,7 @@ union _SLIST_HEADER;
 struct _STRING;
 struct _SUBSECTION;
 struct _TEB;
+struct _TEB32;
 struct _TOKEN;
 union _ULARGE_INTEGER;
 struct _UNICODE_STRING;
@@ -1509,6 +1545,7 @@ struct _XSAVE_FORMAT;
 
 typedef struct _ALPC_PROCESS_CONTEXT ALPC_PROCESS_CONTEXT, *PALPC_PROCESS_CONTEXT;
 typedef struct _CLIENT_ID CLIENT_ID, *PCLIENT_ID;
+typedef struct _CLIENT_ID32 CLIENT_ID32, *PCLIENT_ID32;
 typedef struct _CMHIVE CMHIVE, *PCMHIVE;
 typedef struct _CM_KEY_BODY CM_KEY_BODY, *PCM_KEY_BODY;
 typedef struct _CM_KEY_NODE CM_KEY_NODE, *PCM_KEY_NODE;
@@ -1526,6 +1563,7 @@ typedef struct _DRIVER_OBJECT DRIVER_OBJECT, *PDRIVER_OBJECT;
 typedef struct _EPROCESS EPROCESS, *PEPROCESS;
 typedef struct _ERESOURCE ERESOURCE, *PERESOURCE;
 typedef struct _ETHREAD ETHREAD, *PETHREAD;
+typedef struct _EWOW64PROCESS EWOW64PROCESS, *PEWOW64PROCESS;
 typedef struct _EXCEPTION_RECORD EXCEPTION_RECORD, *PEXCEPTION_RECORD;
 typedef struct _EXHANDLE EXHANDLE, *PEXHANDLE;
 typedef struct _EX_FAST_REF EX_FAST_REF, *PEX_FAST_REF;
@@ -1652,6 +1690,7 @@ typedef struct _MM_SHARED_VAD_FLAGS MM_SHARED_VAD_FLAGS, *PMM_SHARED_VAD_FLAGS;
 typedef struct _MSUBSECTION MSUBSECTION, *PMSUBSECTION;
 typedef struct _NON_PAGED_DEBUG_INFO NON_PAGED_DEBUG_INFO, *PNON_PAGED_DEBUG_INFO;
 typedef struct _NT_TIB NT_TIB, *PNT_TIB;
+typedef struct _NT_TIB32 NT_TIB32, *PNT_TIB32;
 typedef struct _OBJECT_CREATE_INFORMATION OBJECT_CREATE_INFORMATION, *POBJECT_CREATE_INFORMATION;
 typedef struct _OBJECT_DIRECTORY OBJECT_DIRECTORY, *POBJECT_DIRECTORY;
 typedef struct _OBJECT_DIRECTORY_ENTRY OBJECT_DIRECTORY_ENTRY, *POBJECT_DIRECTORY_ENTRY;
@@ -1668,6 +1707,7 @@ typedef struct _OBJECT_TYPE OBJECT_TYPE, *POBJECT_TYPE;
 typedef struct _OBJECT_TYPE_INITIALIZER OBJECT_TYPE_INITIALIZER, *POBJECT_TYPE_INITIALIZER;
 typedef struct _OWNER_ENTRY OWNER_ENTRY, *POWNER_ENTRY;
 typedef struct _PEB PEB, *PPEB;
+typedef struct _PEB32 PEB32, *PPEB32;
 typedef struct _PEB_LDR_DATA PEB_LDR_DATA, *PPEB_LDR_DATA;
 typedef struct _PHYSICAL_MEMORY_DESCRIPTOR PHYSICAL_MEMORY_DESCRIPTOR, *PPHYSICAL_MEMORY_DESCRIPTOR;
 typedef struct _PHYSICAL_MEMORY_RUN PHYSICAL_MEMORY_RUN, *PPHYSICAL_MEMORY_RUN;
@@ -1696,6 +1736,7 @@ typedef union _SLIST_HEADER SLIST_HEADER, *PSLIST_HEADER;
 typedef struct _STRING STRING, *PSTRING;
 typedef struct _SUBSECTION SUBSECTION, *PSUBSECTION;
 typedef struct _TEB TEB, *PTEB;
+typedef struct _TEB32 TEB32, *PTEB32;
 typedef struct _TOKEN TOKEN, *PTOKEN;
 typedef union _ULARGE_INTEGER ULARGE_INTEGER, *PULARGE_INTEGER;
 typedef struct _UNICODE_STRING UNICODE_STRING, *PUNICODE_STRING;
@@ -1746,6 +1787,16 @@ enum _NT_PRODUCT_TYPE {
     NtProductWinNt = 1,
 };
 
+enum _SYSTEM_DLL_TYPE {
+    PsChpeV2SystemDll = 4,
+    PsNativeSystemDll = 0,
+    PsSystemDllTotalTypes = 6,
+    PsVsmEnclaveRuntimeDll = 5,
+    PsWowArm32SystemDll = 2,
+    PsWowChpeX86SystemDll = 3,
+    PsWowX86SystemDll = 1,
+};
+
 enum _POOL_TYPE {
     NonPagedPool = 0,
     PagedPool = 1,
@@ -1775,7 +1826,6 @@ struct _SINGLE_LIST_ENTRY {
 struct _UNICODE_STRING {
     unsigned short Length;
     unsigned short MaximumLength;
-    unsigned char __pad1[0x4];
     unsigned short *Buffer;
 };
 
@@ -1861,7 +1911,6 @@ struct _RTL_AVL_TREE {
 
 struct _RTL_BITMAP {
     unsigned long SizeOfBitMap;
-    unsigned char __pad1[0x4];
     unsigned long *Buffer;
 };
 
@@ -2078,7 +2127,6 @@ struct _EXCEPTION_RECORD {
     struct _EXCEPTION_RECORD *ExceptionRecord;
     void *ExceptionAddress;
     unsigned long NumberParameters;
-    unsigned char __pad1[0x4];
     unsigned long long ExceptionInformation[15];
 };
 
@@ -2290,101 +2338,98 @@ struct _KPRCB {
     struct _KTHREAD *NextThread;
     struct _KTHREAD *IdleThread;
     unsigned char NestingLevel;
-    unsigned char __pad2[0x3];
     unsigned long Number;
     unsigned long long RspBase;
     unsigned long long PrcbLock;
-    unsigned char __pad3[0x8];
+    unsigned char __pad2[0x8];
     char CpuType;
     char CpuID;
     union {
         unsigned short CpuStep;
         struct {
-            unsigned char __pad4[0x1];
+            unsigned char __pad3[0x1];
             unsigned char CpuModel;
         };
     };
     unsigned long MHz;
-    unsigned char __pad5[0x40];
+    unsigned char __pad4[0x40];
     unsigned short MinorVersion;
     unsigned short MajorVersion;
     unsigned char BuildType;
     unsigned char CpuVendor;
-    unsigned char __pad6[0xa];
+    unsigned char __pad5[0xa];
     unsigned long CoresPerPhysicalProcessor;
     unsigned long LogicalProcessorsPerCore;
-    unsigned char __pad7[0x28];
+    unsigned char __pad6[0x28];
     unsigned long long GroupSetMember;
     unsigned char Group;
     unsigned char GroupIndex;
-    unsigned char __pad8[0x2];
     unsigned long InitialApicId;
-    unsigned char __pad9[0x14];
+    unsigned char __pad7[0x14];
     union _KPRCBFLAG PrcbFlags;
-    unsigned char __pad10[0xb];
+    unsigned char __pad8[0xb];
     unsigned char BpbKernelSpecCtrl;
-    unsigned char __pad11[0x4];
+    unsigned char __pad9[0x4];
     struct _KPROCESSOR_STATE ProcessorState;
-    unsigned char __pad12[0x2650];
+    unsigned char __pad10[0x2650];
     long MmPageFaultCount;
     long MmCopyOnWriteCount;
     long MmTransitionCount;
     long MmDemandZeroCount;
     long MmPageReadCount;
-    unsigned char __pad13[0x4];
+    unsigned char __pad11[0x4];
     long MmDirtyPagesWriteCount;
-    unsigned char __pad14[0xc];
+    unsigned char __pad12[0xc];
     unsigned long KeSystemCalls;
     unsigned long KeContextSwitches;
-    unsigned char __pad15[0x48];
+    unsigned char __pad13[0x48];
     unsigned long IpiFrozen;
-    unsigned char __pad16[0x5b4];
+    unsigned char __pad14[0x5b4];
     struct _KDPC_DATA DpcData[2];
     void *DpcStack;
-    unsigned char __pad17[0x11];
+    unsigned char __pad15[0x11];
     unsigned char QuantumEnd;
-    unsigned char __pad18[0x1];
+    unsigned char __pad16[0x1];
     unsigned char IdleSchedule;
-    unsigned char __pad19[0x844];
+    unsigned char __pad17[0x844];
     struct _KTIMER_TABLE TimerTable;
-    unsigned char __pad20[0x88];
+    unsigned char __pad18[0x88];
     long ClockKeepAlive;
-    unsigned char __pad21[0x1c];
+    unsigned char __pad19[0x1c];
     struct _LIST_ENTRY WaitListHead;
-    unsigned char __pad22[0x8];
+    unsigned char __pad20[0x8];
     unsigned long ReadySummary;
-    unsigned char __pad23[0x64];
+    unsigned char __pad21[0x64];
     struct _LIST_ENTRY DispatcherReadyListHead[32];
     unsigned long InterruptCount;
     unsigned long KernelTime;
     unsigned long UserTime;
     unsigned long DpcTime;
     unsigned long InterruptTime;
-    unsigned char __pad24[0xfc];
+    unsigned char __pad22[0xfc];
     unsigned long PageColor;
     unsigned long NodeColor;
-    unsigned char __pad25[0xe8];
+    unsigned char __pad23[0xe8];
     struct _PROCESSOR_POWER_STATE PowerState;
-    unsigned char __pad26[0x130];
+    unsigned char __pad24[0x130];
     void *WheaInfo;
-    unsigned char __pad27[0x18];
+    unsigned char __pad25[0x18];
     union _SLIST_HEADER HypercallPageList;
-    unsigned char __pad28[0x38];
+    unsigned char __pad26[0x38];
     void *VirtualApicAssist;
-    unsigned char __pad29[0x280];
+    unsigned char __pad27[0x280];
     unsigned char VendorString[13];
-    unsigned char __pad30[0x3];
     unsigned long long FeatureBits;
     union _LARGE_INTEGER UpdateSignature;
-    unsigned char __pad31[0x10];
+    unsigned char __pad28[0x10];
     struct _CONTEXT *Context;
     unsigned long ContextFlagsInit;
-    unsigned char __pad32[0x14b4];
+    unsigned char __pad29[0x14b4];
     unsigned long long KernelDirectoryTableBase;
     unsigned long long RspBaseShadow;
     unsigned long long UserRspShadow;
     unsigned long ShadowFlags;
-    unsigned char __pad33[0x2064];
+    unsigned char __pad30[0x2064];
 };
 
 struct _KPCR {
@@ -2447,7 +2492,6 @@ struct _KTIMER {
     struct _LIST_ENTRY TimerListEntry;
     struct _KDPC *Dpc;
     unsigned short Processor;
-    unsigned char __pad1[0x2];
     unsigned long Period;
 };
 
@@ -2455,9 +2499,8 @@ struct _KDPC {
     unsigned char Type;
     unsigned char Importance;
     unsigned short Number;
-    unsigned char __pad1[0x4];
     struct _SINGLE_LIST_ENTRY DpcListEntry;
-    unsigned char __pad2[0x8];
+    unsigned char __pad1[0x8];
     void *DeferredRoutine;
     void *DeferredContext;
     void *SystemArgument1;
@@ -2493,7 +2536,6 @@ struct _KAPC {
     char ApcStateIndex;
     char ApcMode;
     unsigned char Inserted;
-    unsigned char __pad1[0x5];
 };
 
 struct _KAPC_STATE {
@@ -2516,7 +2558,6 @@ struct _KAPC_STATE {
         };
         unsigned char UserApcPendingAll;
     };
-    unsigned char __pad1[0x5];
 };
 
 struct _KWAIT_BLOCK {
@@ -2524,7 +2565,6 @@ struct _KWAIT_BLOCK {
     unsigned char WaitType;
     unsigned char BlockState;
     unsigned short WaitKey;
-    unsigned char __pad1[0x4];
     struct _KTHREAD *Thread;
     void *Object;
     void *SparePtr;
@@ -2551,60 +2591,54 @@ struct _KUSER_SHARED_DATA {
     unsigned long NtBuildNumber;
     enum _NT_PRODUCT_TYPE NtProductType;
     unsigned char ProductTypeIsValid;
-    unsigned char __pad3[0x1];
     unsigned short NativeProcessorArchitecture;
     unsigned long NtMajorVersion;
     unsigned long NtMinorVersion;
     unsigned char ProcessorFeatures[64];
-    unsigned char __pad4[0xc];
+    unsigned char __pad3[0xc];
     unsigned long AlternativeArchitecture;
     unsigned long BootId;
-    unsigned char __pad5[0x8];
+    unsigned char __pad4[0x8];
     unsigned long SuiteMask;
     unsigned char KdDebuggerEnabled;
     unsigned char NXSupportPolicy : 2;
     unsigned char : 6;
-    unsigned char __pad6[0x6];
+    unsigned char __pad5[0x6];
     unsigned long DismountCount;
     unsigned long ComPlusPackage;
     unsigned long LastSystemRITEventTickCount;
     unsigned long NumberOfPhysicalPages;
     unsigned char SafeBootMode;
-    unsigned char __pad7[0x3];
     unsigned long SharedDataFlags;
-    unsigned char __pad8[0x4];
     unsigned long long TestRetInstruction;
     long long QpcFrequency;
     unsigned long SystemCall;
-    unsigned char __pad9[0x14];
+    unsigned char __pad6[0x14];
     union {
         struct _KSYSTEM_TIME TickCount;
         unsigned long long TickCountQuad;
-        unsigned char __pad10[0x10];
+        unsigned char __pad7[0x10];
     };
     unsigned long Cookie;
-    unsigned char __pad11[0x4];
     long long ConsoleSessionForegroundProcessId;
-    unsigned char __pad12[0x40];
+    unsigned char __pad8[0x40];
     unsigned short UserModeGlobalLogger[16];
     unsigned long ImageFileExecutionOptions;
     unsigned long LangGenerationCount;
-    unsigned char __pad13[0x8];
+    unsigned char __pad9[0x8];
     unsigned long long InterruptTimeBias;
     unsigned long long QpcBias;
     unsigned long ActiveProcessorCount;
     unsigned char ActiveGroupCount;
-    unsigned char __pad14[0x1];
     unsigned short QpcData;
-    unsigned char __pad15[0x368];
+    unsigned char __pad10[0x368];
 };
 
 struct _KAFFINITY_EX {
     unsigned short Count;
     unsigned short Size;
-    unsigned char __pad1[0x4];
     unsigned long long Bitmap[1];
-    unsigned char __pad2[0xf8];
+    unsigned char __pad1[0xf8];
 };
 
 struct _GROUP_AFFINITY {
@@ -2642,17 +2676,15 @@ struct _KPROCESS {
     unsigned short IdealNode[32];
     unsigned char __pad3[0x4];
     union _KSTACK_COUNT StackCount;
-    unsigned char __pad4[0x4];
     struct _LIST_ENTRY ProcessListEntry;
     unsigned long long CycleTime;
     unsigned long long ContextSwitches;
-    unsigned char __pad5[0xc];
+    unsigned char __pad4[0xc];
     unsigned long KernelTime;
     unsigned long UserTime;
-    unsigned char __pad6[0x4];
     unsigned long long UserDirectoryTableBase;
     unsigned char AddressPolicy;
-    unsigned char __pad7[0x47];
+    unsigned char __pad5[0x47];
     void *InstrumentationCallback;
     union {
         struct {
@@ -2662,7 +2694,7 @@ struct _KPROCESS {
         } Flags;
         unsigned long long SecureHandle;
     } SecureState;
-    unsigned char __pad8[0x50];
+    unsigned char __pad6[0x50];
 };
 
 struct _SE_AUDIT_PROCESS_CREATION_INFO {
@@ -2732,9 +2764,8 @@ struct _MMSUPPORT_SHARED {
     unsigned long long ChargedWslePages;
     unsigned long long ActualWslePages;
     long WorkingSetCoreLock;
-    unsigned char __pad1[0x4];
     void *ShadowMapping;
-    unsigned char __pad2[0x30];
+    unsigned char __pad1[0x30];
 };
 
 struct _MMSUPPORT_FULL {
@@ -2826,7 +2857,6 @@ struct _EPROCESS {
     void *SectionObject;
     void *SectionBaseAddress;
     unsigned long Cookie;
-    unsigned char __pad1[0x4];
     struct _PAGEFAULT_HISTORY *WorkingSetWatch;
     void *Win32WindowStation;
     void *InheritedFromUniqueProcessId;
@@ -2864,7 +2894,7 @@ struct _EPROCESS {
     unsigned long long CommitChargeLimit;
     unsigned long long CommitCharge;
     unsigned long long CommitChargePeak;
-    unsigned char __pad2[0x28];
+    unsigned char __pad1[0x28];
     struct _MMSUPPORT_FULL Vm;
     struct _LIST_ENTRY MmProcessLinks;
     unsigned long ModifiedPageCount;
@@ -2876,19 +2906,18 @@ struct _EPROCESS {
     unsigned long long VadPhysicalPagesLimit;
     struct _ALPC_PROCESS_CONTEXT AlpcContext;
     struct _LIST_ENTRY TimerResolutionLink;
-    unsigned char __pad3[0x8];
+    unsigned char __pad2[0x8];
     unsigned long RequestedTimerResolution;
     unsigned long SmallestTimerResolution;
     union _LARGE_INTEGER ExitTime;
     struct _INVERTED_FUNCTION_TABLE *InvertedFunctionTable;
-    unsigned char __pad4[0x8];
+    unsigned char __pad3[0x8];
     unsigned long ActiveThreadsHighWatermark;
     unsigned long LargePrivateVadCount;
-    unsigned char __pad5[0x18];
+    unsigned char __pad4[0x18];
     unsigned char SignatureLevel;
     unsigned char SectionSignatureLevel;
     struct _PS_PROTECTION Protection;
-    unsigned char __pad6[0x1];
     union {
         unsigned long Flags3;
         struct {
@@ -2898,24 +2927,24 @@ struct _EPROCESS {
             unsigned long : 19;
         };
     };
-    unsigned char __pad7[0x8];
+    unsigned char __pad5[0x8];
     void *SvmData;
-    unsigned char __pad8[0x38];
+    unsigned char __pad6[0x38];
     void *EnclaveTable;
     unsigned long long EnclaveNumber;
-    unsigned char __pad9[0x18];
+    unsigned char __pad7[0x18];
     void *VmContext;
     unsigned long long SequenceNumber;
     unsigned long long CreateInterruptTime;
     unsigned long long CreateUnbiasedInterruptTime;
     unsigned long long TotalUnbiasedFrozenTime;
     unsigned long long LastAppStateUpdateTime;
-    unsigned char __pad10[0x10];
+    unsigned char __pad8[0x10];
     struct _EX_PUSH_LOCK SharedCommitLock;
     struct _LIST_ENTRY SharedCommitLinks;
-    unsigned char __pad11[0x28];
+    unsigned char __pad9[0x28];
     union _PS_INTERLOCKED_TIMER_DELAY_VALUES ProcessTimerDelay;
-    unsigned char __pad12[0x58];
+    unsigned char __pad10[0x58];
     union {
         unsigned long MitigationFlags;
         struct {
@@ -2957,7 +2986,7 @@ struct _EPROCESS {
     void *PartitionObject;
     unsigned long long SecurityDomain;
     unsigned long long ParentSecurityDomain;
-    unsigned char __pad13[0x190];
+    unsigned char __pad11[0x190];
 };
 
 struct _OBJECT_NAME_INFORMATION {
@@ -3004,7 +3033,6 @@ struct _KTHREAD {
         };
     };
     unsigned char Tag;
-    unsigned char __pad2[0x3];
     unsigned long SystemCallNumber;
     unsigned long ReadyTime;
     void *FirstArgument;
@@ -3012,7 +3040,7 @@ struct _KTHREAD {
     union {
         struct _KAPC_STATE ApcState;
         struct {
-            unsigned char __pad3[0x2b];
+            unsigned char __pad2[0x2b];
             char Priority;
             unsigned long UserIdealProcessor;
         };
@@ -3025,78 +3053,77 @@ struct _KTHREAD {
     };
     struct _DISPATCHER_HEADER *Queue;
     void *Teb;
-    unsigned char __pad4[0x8];
+    unsigned char __pad3[0x8];
     struct _KTIMER Timer;
     union {
         struct _KWAIT_BLOCK WaitBlock[4];
         struct {
-            unsigned char __pad5[0x14];
+            unsigned char __pad4[0x14];
             unsigned long ContextSwitches;
-            unsigned char __pad6[0x2c];
+            unsigned char __pad5[0x2c];
             unsigned char State;
-            unsigned char __pad7[0x1];
+            unsigned char __pad6[0x1];
             unsigned char WaitIrql;
             char WaitMode;
-            unsigned char __pad8[0x2c];
+            unsigned char __pad7[0x2c];
             unsigned long WaitTime;
-            unsigned char __pad9[0x10];
+            unsigned char __pad8[0x10];
             void *Win32Thread;
-            unsigned char __pad10[0x14];
+            unsigned char __pad9[0x14];
             unsigned long CombinedApcDisable;
         };
         struct {
-            unsigned char __pad11[0xa4];
+            unsigned char __pad10[0xa4];
             short KernelApcDisable;
             short SpecialApcDisable;
         };
     };
-    unsigned char __pad12[0x8];
+    unsigned char __pad11[0x8];
     struct _LIST_ENTRY QueueListEntry;
     unsigned long NextProcessor;
     long QueuePriority;
     struct _KPROCESS *Process;
     struct _KAFFINITY_EX *UserAffinity;
-    unsigned char __pad13[0x2];
+    unsigned char __pad12[0x2];
     char PreviousMode;
     char BasePriority;
     char PriorityDecrement;
     unsigned char Preempted;
     unsigned char AdjustReason;
     char AdjustIncrement;
-    unsigned char __pad14[0x8];
+    unsigned char __pad13[0x8];
     struct _KAFFINITY_EX *Affinity;
-    unsigned char __pad15[0x2];
+    unsigned char __pad14[0x2];
     unsigned char ApcStateIndex;
-    unsigned char __pad16[0x1];
     unsigned long IdealProcessor;
     unsigned long long NpxState;
     union {
         struct _KAPC_STATE SavedApcState;
         struct {
-            unsigned char __pad17[0x2b];
+            unsigned char __pad15[0x2b];
             unsigned char WaitReason;
             char SuspendCount;
         };
     };
-    unsigned char __pad18[0x3];
+    unsigned char __pad16[0x3];
     unsigned char QuantumReset;
     unsigned long KernelTime;
-    unsigned char __pad19[0x4b];
+    unsigned char __pad17[0x4b];
     unsigned char CallbackNestingLevel;
     unsigned long UserTime;
     struct _KEVENT SuspendEvent;
     struct _LIST_ENTRY ThreadListEntry;
     struct _LIST_ENTRY MutantListHead;
-    unsigned char __pad20[0x4c];
+    unsigned char __pad18[0x4c];
     short KeReferenceCount;
-    unsigned char __pad21[0x1a];
+    unsigned char __pad19[0x1a];
     long long ReadOperationCount;
     long long WriteOperationCount;
     long long OtherOperationCount;
     long long ReadTransferCount;
     long long WriteTransferCount;
     long long OtherTransferCount;
-    unsigned char __pad22[0xd0];
+    unsigned char __pad20[0xd0];
 };
 
 union _PS_CLIENT_SECURITY_CONTEXT {
@@ -3161,7 +3188,6 @@ struct _PEB {
     unsigned char ReadImageFileExecOptions;
     unsigned char BeingDebugged;
     unsigned char BitField;
-    unsigned char __pad1[0x4];
     void *Mutant;
     void *ImageBaseAddress;
     struct _PEB_LDR_DATA *Ldr;
@@ -3169,15 +3195,15 @@ struct _PEB {
     void *SubSystemData;
     void *ProcessHeap;
     struct _RTL_CRITICAL_SECTION *FastPebLock;
-    unsigned char __pad2[0x18];
+    unsigned char __pad1[0x18];
     void *KernelCallbackTable;
-    unsigned char __pad3[0x8];
+    unsigned char __pad2[0x8];
     void *ApiSetMap;
-    unsigned char __pad4[0x8];
+    unsigned char __pad3[0x8];
     struct _RTL_BITMAP *TlsBitmap;
     unsigned long TlsBitmapBits[2];
     void *ReadOnlySharedMemoryBase;
-    unsigned char __pad5[0x10];
+    unsigned char __pad4[0x10];
     void *AnsiCodePageData;
     void *OemCodePageData;
     void *UnicodeCaseTableData;
@@ -3186,12 +3212,12 @@ struct _PEB {
     union _LARGE_INTEGER CriticalSectionTimeout;
     unsigned long long HeapSegmentReserve;
     unsigned long long HeapSegmentCommit;
-    unsigned char __pad6[0x10];
+    unsigned char __pad5[0x10];
     unsigned long NumberOfHeaps;
     unsigned long MaximumNumberOfHeaps;
     void **ProcessHeaps;
     void *GdiSharedHandleTable;
-    unsigned char __pad7[0x10];
+    unsigned char __pad6[0x10];
     struct _RTL_CRITICAL_SECTION *LoaderLock;
     unsigned long OSMajorVersion;
     unsigned long OSMinorVersion;
@@ -3201,26 +3227,24 @@ struct _PEB {
     unsigned long ImageSubsystem;
     unsigned long ImageSubsystemMajorVersion;
     unsigned long ImageSubsystemMinorVersion;
-    unsigned char __pad8[0x18c];
+    unsigned char __pad7[0x18c];
     unsigned long SessionId;
-    unsigned char __pad9[0x24];
+    unsigned char __pad8[0x24];
     struct _UNICODE_STRING CSDVersion;
-    unsigned char __pad10[0x20];
+    unsigned char __pad9[0x20];
     unsigned long long MinimumStackCommit;
-    unsigned char __pad11[0x4b0];
+    unsigned char __pad10[0x4b0];
 };
 
 struct _PEB_LDR_DATA {
     unsigned long Length;
     unsigned char Initialized;
-    unsigned char __pad1[0x3];
     void *SsHandle;
     struct _LIST_ENTRY InLoadOrderModuleList;
     struct _LIST_ENTRY InMemoryOrderModuleList;
     struct _LIST_ENTRY InInitializationOrderModuleList;
     void *EntryInProgress;
     unsigned char ShutdownInProgress;
-    unsigned char __pad2[0x7];
     void *ShutdownThreadId;
 };
 
@@ -3231,7 +3255,6 @@ struct _LDR_DATA_TABLE_ENTRY {
     void *DllBase;
     void *EntryPoint;
     unsigned long SizeOfImage;
-    unsigned char __pad1[0x4];
     struct _UNICODE_STRING FullDllName;
     struct _UNICODE_STRING BaseDllName;
     union {
@@ -3249,35 +3272,33 @@ struct _LDR_DATA_TABLE_ENTRY {
     unsigned short TlsIndex;
     struct _LIST_ENTRY HashLinks;
     unsigned long TimeDateStamp;
-    unsigned char __pad2[0xc];
+    unsigned char __pad1[0xc];
     void *Lock;
     struct _LDR_DDAG_NODE *DdagNode;
     struct _LIST_ENTRY NodeModuleLink;
-    unsigned char __pad3[0x18];
+    unsigned char __pad2[0x18];
     struct _RTL_BALANCED_NODE BaseAddressIndexNode;
     struct _RTL_BALANCED_NODE MappingInfoIndexNode;
     unsigned long long OriginalBase;
     union _LARGE_INTEGER LoadTime;
     unsigned long BaseNameHashValue;
     unsigned long LoadReason;
-    unsigned char __pad4[0x4];
+    unsigned char __pad3[0x4];
     unsigned long ReferenceCount;
-    unsigned char __pad5[0x8];
+    unsigned char __pad4[0x8];
     unsigned long CheckSum;
-    unsigned char __pad6[0x14];
+    unsigned char __pad5[0x14];
 };
 
 struct _KLDR_DATA_TABLE_ENTRY {
     struct _LIST_ENTRY InLoadOrderLinks;
     void *ExceptionTable;
     unsigned long ExceptionTableSize;
-    unsigned char __pad1[0x4];
     void *GpValue;
     struct _NON_PAGED_DEBUG_INFO *NonPagedDebugInfo;
     void *DllBase;
     void *EntryPoint;
     unsigned long SizeOfImage;
-    unsigned char __pad2[0x4];
     struct _UNICODE_STRING FullDllName;
     struct _UNICODE_STRING BaseDllName;
     unsigned long Flags;
@@ -3323,22 +3344,81 @@ struct _TEB {
     struct _PEB *ProcessEnvironmentBlock;
     unsigned long LastErrorValue;
     unsigned long CountOfOwnedCriticalSections;
-    unsigned char __pad1[0x98];
+    unsigned char __pad1[0x90];
+    void *WOW32Reserved;
     unsigned long CurrentLocale;
     unsigned char __pad2[0x6cc];
     struct _CLIENT_ID RealClientId;
     unsigned char __pad3[0xa70];
     struct _UNICODE_STRING StaticUnicodeString;
     unsigned short StaticUnicodeBuffer[261];
-    unsigned char __pad4[0x6];
     void *DeallocationStack;
     void *TlsSlots[64];
     struct _LIST_ENTRY TlsLinks;
-    unsigned char __pad5[0xb8];
+    unsigned char __pad4[0xb8];
     unsigned long GuaranteedStackBytes;
-    unsigned char __pad6[0xa2];
+    unsigned char __pad5[0xa2];
     unsigned short SameTebFlags;
-    unsigned char __pad7[0x60];
+    unsigned char __pad6[0x1c];
+    long WowTebOffset;
+    unsigned char __pad7[0x40];
+};
+
+struct _EWOW64PROCESS {
+    void *Peb;
+    enum _SYSTEM_DLL_TYPE NtdllType;
+};
+
+struct _NT_TIB32 {
+    unsigned long ExceptionList;
+    unsigned long StackBase;
+    unsigned long StackLimit;
+    unsigned long SubSystemTib;
+    union {
+        unsigned long FiberData;
+        unsigned long Version;
+    };
+    unsigned long ArbitraryUserPointer;
+    unsigned long Self;
+};
+
+struct _CLIENT_ID32 {
+    unsigned long UniqueProcess;
+    unsigned long UniqueThread;
+};
+
+struct _PEB32 {
+    unsigned char __pad1[0x2];
+    unsigned char BeingDebugged;
+    unsigned long Mutant;
+    unsigned long ImageBaseAddress;
+    unsigned long Ldr;
+    unsigned long ProcessParameters;
+    unsigned char __pad2[0x50];
+    unsigned long NumberOfProcessors;
+    unsigned char __pad3[0x3c];
+    unsigned long OSMajorVersion;
+    unsigned long OSMinorVersion;
+    unsigned short OSBuildNumber;
+    unsigned long OSPlatformId;
+    unsigned long ImageSubsystem;
+    unsigned char __pad4[0x3d0];
+};
+
+struct _TEB32 {
+    struct _NT_TIB32 NtTib;
+    unsigned char __pad1[0x4];
+    struct _CLIENT_ID32 ClientId;
+    unsigned char __pad2[0x8];
+    unsigned long ProcessEnvironmentBlock;
+    unsigned char __pad3[0x8c];
+    unsigned long WOW32Reserved;
+    unsigned char __pad4[0x5f0];
+    struct _CLIENT_ID32 RealClientId;
+    unsigned char __pad5[0x750];
+    unsigned long DeallocationStack;
+    unsigned long TlsSlots[64];
+    unsigned char __pad6[0x108];
 };
 
 struct _CURDIR {
@@ -3349,7 +3429,6 @@ struct _CURDIR {
 struct _STRING {
     unsigned short Length;
     unsigned short MaximumLength;
-    unsigned char __pad1[0x4];
     char *Buffer;
 };
 
@@ -3367,7 +3446,6 @@ struct _RTL_USER_PROCESS_PARAMETERS {
     unsigned long DebugFlags;
     void *ConsoleHandle;
     unsigned long ConsoleFlags;
-    unsigned char __pad1[0x4];
     void *StandardInput;
     void *StandardOutput;
     void *StandardError;
@@ -3376,7 +3454,7 @@ struct _RTL_USER_PROCESS_PARAMETERS {
     struct _UNICODE_STRING ImagePathName;
     struct _UNICODE_STRING CommandLine;
     void *Environment;
-    unsigned char __pad2[0x28];
+    unsigned char __pad1[0x28];
     struct _UNICODE_STRING WindowTitle;
     struct _UNICODE_STRING DesktopInfo;
     struct _UNICODE_STRING ShellInfo;
@@ -3384,7 +3462,7 @@ struct _RTL_USER_PROCESS_PARAMETERS {
     struct _RTL_DRIVE_LETTER_CURDIR CurrentDirectores[32];
     unsigned long long EnvironmentSize;
     unsigned long long EnvironmentVersion;
-    unsigned char __pad3[0x40];
+    unsigned char __pad2[0x40];
 };
 
 struct _OBJECT_HEADER {
@@ -3410,7 +3488,6 @@ struct _OBJECT_HEADER {
             unsigned char DeletedInline : 1;
         };
     };
-    unsigned char __pad1[0x4];
     union {
         struct _OBJECT_CREATE_INFORMATION *ObjectCreateInfo;
         void *QuotaBlockCharged;
@@ -3495,16 +3572,14 @@ struct _OBJECT_TYPE {
     struct _UNICODE_STRING Name;
     void *DefaultObject;
     unsigned char Index;
-    unsigned char __pad1[0x3];
     unsigned long TotalNumberOfObjects;
     unsigned long TotalNumberOfHandles;
     unsigned long HighWaterNumberOfObjects;
     unsigned long HighWaterNumberOfHandles;
-    unsigned char __pad2[0x4];
+    unsigned char __pad1[0x4];
     struct _OBJECT_TYPE_INITIALIZER TypeInfo;
     struct _EX_PUSH_LOCK TypeLock;
     unsigned long Key;
-    unsigned char __pad3[0x4];
     struct _LIST_ENTRY CallbackList;
 };
 
@@ -3604,7 +3679,6 @@ struct _OBJECT_DIRECTORY_ENTRY {
     struct _OBJECT_DIRECTORY_ENTRY *ChainLink;
     void *Object;
     unsigned long HashValue;
-    unsigned char __pad1[0x4];
 };
 
 struct _OBJECT_SYMBOLIC_LINK {
@@ -3623,15 +3697,13 @@ struct _DEVICE_MAP {
     unsigned char __pad2[0x8];
     unsigned long DriveMap;
     unsigned char DriveType[32];
-    unsigned char __pad3[0x4];
 };
 
 struct _OBJECT_CREATE_INFORMATION {
     unsigned long Attributes;
-    unsigned char __pad1[0x4];
     void *RootDirectory;
     char ProbeMode;
-    unsigned char __pad2[0x2f];
+    unsigned char __pad1[0x2f];
 };
 
 struct _POOL_HEADER {
@@ -3921,11 +3993,10 @@ struct _MMPFN {
 struct _MMPFNLIST {
     unsigned long long Total;
     enum _MMLISTS ListName;
-    unsigned char __pad1[0x4];
     unsigned long long Flink;
     unsigned long long Blink;
     long Lock;
-    unsigned char __pad2[0x34];
+    unsigned char __pad1[0x34];
 };
 
 struct _PHYSICAL_MEMORY_RUN {
@@ -3935,7 +4006,6 @@ struct _PHYSICAL_MEMORY_RUN {
 
 struct _PHYSICAL_MEMORY_DESCRIPTOR {
     unsigned long NumberOfRuns;
-    unsigned char __pad1[0x4];
     unsigned long long NumberOfPages;
     struct _PHYSICAL_MEMORY_RUN Run[1];
 };
@@ -4071,7 +4141,6 @@ struct _MMVAD {
         unsigned long LongFlags2;
         struct _MMVAD_FLAGS2 VadFlags2;
     } u2;
-    unsigned char __pad1[0x4];
     struct _SUBSECTION *Subsection;
     struct _MMPTE *FirstPrototypePte;
     struct _MMPTE *LastContiguousPte;
@@ -4197,7 +4266,6 @@ struct _MMSECTION_FLAGS2 {
     unsigned char SubsectionCrossPartitionReferenceOverflow : 1;
     unsigned char UsingFileExtents : 2;
     unsigned char : 4;
-    unsigned char __pad1[0x1];
 };
 
 struct _CONTROL_AREA {
@@ -4314,7 +4382,6 @@ struct _MSUBSECTION {
 struct _MMEXTEND_INFO {
     unsigned long long CommittedSize;
     unsigned long ReferenceCount;
-    unsigned char __pad1[0x4];
 };
 
 struct _MAPPED_FILE_SEGMENT {
@@ -4333,7 +4400,6 @@ struct _MAPPED_FILE_SEGMENT {
 struct _SECTION_IMAGE_INFORMATION {
     void *TransferAddress;
     unsigned long ZeroBits;
-    unsigned char __pad1[0x4];
     unsigned long long MaximumStackSize;
     unsigned long long CommittedStackSize;
     unsigned long SubSystemType;
@@ -4422,11 +4488,10 @@ struct _MMPAGING_FILE {
     struct _MI_PAGE_HASH *PageHash;
     void *FileHandle;
     long SpinLock;
-    unsigned char __pad4[0x4];
     struct _RTL_AVL_TREE FlowThroughReadRoot;
     struct _MI_PARTITION *Partition;
     struct _RTL_BALANCED_NODE FileObjectNode;
-    unsigned char __pad5[0x8];
+    unsigned char __pad4[0x8];
 };
 
 struct _MI_PAGING_FILE_SPACE_BITMAPS {
@@ -4454,9 +4519,8 @@ struct _MI_HARDWARE_STATE {
     unsigned long long InvalidPteMask;
     unsigned char __pad4[0x38];
     unsigned long LargePageColors[3];
-    unsigned char __pad5[0x4];
     unsigned long long FlushTbThreshold;
-    unsigned char __pad6[0x10a8];
+    unsigned char __pad5[0x10a8];
 };
 
 struct _MI_SYSTEM_VA_STATE {
@@ -4578,25 +4642,24 @@ struct _MI_VISIBLE_PARTITION {
     unsigned long long HighestPhysicalPage;
     unsigned long long NumberOfPhysicalPages;
     unsigned long NumberOfPagingFiles;
-    unsigned char __pad1[0x4];
     struct _MMPAGING_FILE *PagingFile[16];
-    unsigned char __pad2[0x20];
+    unsigned char __pad1[0x20];
     unsigned long long AvailablePages;
-    unsigned char __pad3[0x38];
+    unsigned char __pad2[0x38];
     unsigned long long ResidentAvailablePages;
-    unsigned char __pad4[0x38];
+    unsigned char __pad3[0x38];
     struct _MMSUPPORT_INSTANCE PartitionWs[1];
     struct _MMWSL_INSTANCE PartitionWorkingSetLists[1];
     unsigned long long TotalCommittedPages;
-    unsigned char __pad5[0x10];
+    unsigned char __pad4[0x10];
     struct _MMPFNLIST ModifiedPageListHead;
-    unsigned char __pad6[0x28];
+    unsigned char __pad5[0x28];
     struct _MMPFNLIST ModifiedNoWritePageListHead;
     unsigned long long TotalCommitLimit;
     unsigned long long TotalPagesForPagingFile;
-    unsigned char __pad7[0x8];
+    unsigned char __pad6[0x8];
     unsigned long long ProcessLockedFilePages;
-    unsigned char __pad8[0xf48];
+    unsigned char __pad7[0xf48];
 };
 
 struct _MI_PARTITION {
@@ -4630,14 +4693,12 @@ struct _INVERTED_FUNCTION_TABLE {
     unsigned long MaximumSize;
     unsigned long Epoch;
     unsigned char Overflow;
-    unsigned char __pad1[0x3];
     struct _INVERTED_FUNCTION_TABLE_ENTRY TableEntry[256];
 };
 
 struct _FILE_OBJECT {
     short Type;
     short Size;
-    unsigned char __pad1[0x4];
     struct _DEVICE_OBJECT *DeviceObject;
     struct _VPB *Vpb;
     void *FsContext;
@@ -4645,7 +4706,6 @@ struct _FILE_OBJECT {
     struct _SECTION_OBJECT_POINTERS *SectionObjectPointer;
     void *PrivateCacheMap;
     long FinalStatus;
-    unsigned char __pad2[0x4];
     struct _FILE_OBJECT *RelatedFileObject;
     unsigned char LockOperation;
     unsigned char DeletePending;
@@ -4656,7 +4716,6 @@ struct _FILE_OBJECT {
     unsigned char SharedWrite;
     unsigned char SharedDelete;
     unsigned long Flags;
-    unsigned char __pad3[0x4];
     struct _UNICODE_STRING FileName;
     union _LARGE_INTEGER CurrentByteOffset;
     unsigned long Waiters;
@@ -4700,29 +4759,24 @@ struct _DEVICE_OBJECT {
     struct _KEVENT DeviceLock;
     unsigned short SectorSize;
     unsigned short Spare1;
-    unsigned char __pad3[0x4];
     struct _DEVOBJ_EXTENSION *DeviceObjectExtension;
-    unsigned char __pad4[0x10];
+    unsigned char __pad3[0x10];
 };
 
 struct _DEVOBJ_EXTENSION {
     short Type;
     unsigned short Size;
-    unsigned char __pad1[0x4];
     struct _DEVICE_OBJECT *DeviceObject;
-    unsigned char __pad2[0x60];
+    unsigned char __pad1[0x60];
 };
 
 struct _DRIVER_OBJECT {
     short Type;
     short Size;
-    unsigned char __pad1[0x4];
     struct _DEVICE_OBJECT *DeviceObject;
     unsigned long Flags;
-    unsigned char __pad2[0x4];
     void *DriverStart;
     unsigned long DriverSize;
-    unsigned char __pad3[0x4];
     void *DriverSection;
     struct _DRIVER_EXTENSION *DriverExtension;
     struct _UNICODE_STRING DriverName;
@@ -4738,9 +4792,8 @@ struct _DRIVER_EXTENSION {
     struct _DRIVER_OBJECT *DriverObject;
     void *AddDevice;
     unsigned long Count;
-    unsigned char __pad1[0x4];
     struct _UNICODE_STRING ServiceKeyName;
-    unsigned char __pad2[0x28];
+    unsigned char __pad1[0x28];
 };
 
 struct _VPB {
@@ -4799,7 +4852,6 @@ struct _OWNER_ENTRY {
         };
         unsigned long TableSize;
     };
-    unsigned char __pad1[0x4];
 };
 
 struct _DBGKD_GET_VERSION64 {
@@ -4853,9 +4905,8 @@ struct _TOKEN {
 
 struct _CM_KEY_BODY {
     unsigned long Type;
-    unsigned char __pad1[0x4];
     struct _CM_KEY_CONTROL_BLOCK *KeyControlBlock;
-    unsigned char __pad2[0x60];
+    unsigned char __pad1[0x60];
 };
 
 struct _HHIVE {
@@ -4944,17 +4995,16 @@ struct _IMAGE_OPTIONAL_HEADER64 {
     unsigned short Magic;
     unsigned char __pad1[0xe];
     unsigned long AddressOfEntryPoint;
-    unsigned char __pad2[0x4];
     unsigned long long ImageBase;
     unsigned long SectionAlignment;
     unsigned long FileAlignment;
     unsigned short MajorOperatingSystemVersion;
     unsigned short MinorOperatingSystemVersion;
-    unsigned char __pad3[0xc];
+    unsigned char __pad2[0xc];
     unsigned long SizeOfImage;
     unsigned long SizeOfHeaders;
     unsigned long CheckSum;
-    unsigned char __pad4[0x2c];
+    unsigned char __pad3[0x2c];
     struct _IMAGE_DATA_DIRECTORY DataDirectory[16];
 };
 
@@ -5608,6 +5658,34 @@ _Static_assert(__builtin_offsetof(struct _TEB, TlsSlots) == 0x1480, "_TEB.TlsSlo
 _Static_assert(__builtin_offsetof(struct _TEB, TlsLinks) == 0x1680, "_TEB.TlsLinks");
 _Static_assert(__builtin_offsetof(struct _TEB, GuaranteedStackBytes) == 0x1748, "_TEB.GuaranteedStackBytes");
 _Static_assert(__builtin_offsetof(struct _TEB, SameTebFlags) == 0x17ee, "_TEB.SameTebFlags");
+_Static_assert(__builtin_offsetof(struct _TEB, WOW32Reserved) == 0x100, "_TEB.WOW32Reserved");
+_Static_assert(__builtin_offsetof(struct _TEB, WowTebOffset) == 0x180c, "_TEB.WowTebOffset");
+_Static_assert(__builtin_offsetof(struct _TEB, NtTib.Self) == 0x30, "_TEB.NtTib.Self");
+_Static_assert(sizeof(struct _EWOW64PROCESS) == 0x10, "_EWOW64PROCESS");
+_Static_assert(__builtin_offsetof(struct _EWOW64PROCESS, Peb) == 0x0, "_EWOW64PROCESS.Peb");
+_Static_assert(__builtin_offsetof(struct _EWOW64PROCESS, NtdllType) == 0x8, "_EWOW64PROCESS.NtdllType");
+_Static_assert(sizeof(struct _NT_TIB32) == 0x1c, "_NT_TIB32");
+_Static_assert(sizeof(struct _CLIENT_ID32) == 0x8, "_CLIENT_ID32");
+_Static_assert(sizeof(struct _PEB32) == 0x488, "_PEB32");
+_Static_assert(__builtin_offsetof(struct _PEB32, BeingDebugged) == 0x2, "_PEB32.BeingDebugged");
+_Static_assert(__builtin_offsetof(struct _PEB32, Mutant) == 0x4, "_PEB32.Mutant");
+_Static_assert(__builtin_offsetof(struct _PEB32, ImageBaseAddress) == 0x8, "_PEB32.ImageBaseAddress");
+_Static_assert(__builtin_offsetof(struct _PEB32, Ldr) == 0xc, "_PEB32.Ldr");
+_Static_assert(__builtin_offsetof(struct _PEB32, ProcessParameters) == 0x10, "_PEB32.ProcessParameters");
+_Static_assert(__builtin_offsetof(struct _PEB32, NumberOfProcessors) == 0x64, "_PEB32.NumberOfProcessors");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSMajorVersion) == 0xa4, "_PEB32.OSMajorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSMinorVersion) == 0xa8, "_PEB32.OSMinorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSBuildNumber) == 0xac, "_PEB32.OSBuildNumber");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSPlatformId) == 0xb0, "_PEB32.OSPlatformId");
+_Static_assert(__builtin_offsetof(struct _PEB32, ImageSubsystem) == 0xb4, "_PEB32.ImageSubsystem");
+_Static_assert(sizeof(struct _TEB32) == 0x1018, "_TEB32");
+_Static_assert(__builtin_offsetof(struct _TEB32, NtTib) == 0x0, "_TEB32.NtTib");
+_Static_assert(__builtin_offsetof(struct _TEB32, ClientId) == 0x20, "_TEB32.ClientId");
+_Static_assert(__builtin_offsetof(struct _TEB32, ProcessEnvironmentBlock) == 0x30, "_TEB32.ProcessEnvironmentBlock");
+_Static_assert(__builtin_offsetof(struct _TEB32, WOW32Reserved) == 0xc0, "_TEB32.WOW32Reserved");
+_Static_assert(__builtin_offsetof(struct _TEB32, RealClientId) == 0x6b4, "_TEB32.RealClientId");
+_Static_assert(__builtin_offsetof(struct _TEB32, DeallocationStack) == 0xe0c, "_TEB32.DeallocationStack");
+_Static_assert(__builtin_offsetof(struct _TEB32, TlsSlots) == 0xe10, "_TEB32.TlsSlots");
 _Static_assert(sizeof(struct _CURDIR) == 0x18, "_CURDIR");
 _Static_assert(sizeof(struct _STRING) == 0x10, "_STRING");
 _Static_assert(sizeof(struct _RTL_DRIVE_LETTER_CURDIR) == 0x18, "_RTL_DRIVE_LETTER_CURDIR");

@@ -559,6 +559,30 @@
 #define OFF__TEB__TlsLinks 0x1680
 #define OFF__TEB__GuaranteedStackBytes 0x1748
 #define OFF__TEB__SameTebFlags 0x17ee
+#define OFF__TEB__WOW32Reserved 0x100
+#define OFF__TEB__NtTib_Self 0x30
+#define SIZEOF__NT_TIB32 0x1c
+#define SIZEOF__CLIENT_ID32 0x8
+#define SIZEOF__PEB32 0x248
+#define OFF__PEB32__BeingDebugged 0x2
+#define OFF__PEB32__Mutant 0x4
+#define OFF__PEB32__ImageBaseAddress 0x8
+#define OFF__PEB32__Ldr 0xc
+#define OFF__PEB32__ProcessParameters 0x10
+#define OFF__PEB32__NumberOfProcessors 0x64
+#define OFF__PEB32__OSMajorVersion 0xa4
+#define OFF__PEB32__OSMinorVersion 0xa8
+#define OFF__PEB32__OSBuildNumber 0xac
+#define OFF__PEB32__OSPlatformId 0xb0
+#define OFF__PEB32__ImageSubsystem 0xb4
+#define SIZEOF__TEB32 0xfe4
+#define OFF__TEB32__NtTib 0x0
+#define OFF__TEB32__ClientId 0x20
+#define OFF__TEB32__ProcessEnvironmentBlock 0x30
+#define OFF__TEB32__WOW32Reserved 0xc0
+#define OFF__TEB32__RealClientId 0x6b4
+#define OFF__TEB32__DeallocationStack 0xe0c
+#define OFF__TEB32__TlsSlots 0xe10
 #define SIZEOF__CURDIR 0x18
 #define SIZEOF__STRING 0x10
 #define SIZEOF__RTL_DRIVE_LETTER_CURDIR 0x18
@@ -1014,6 +1038,7 @@
 
 struct _ALPC_PROCESS_CONTEXT;
 struct _CLIENT_ID;
+struct _CLIENT_ID32;
 struct _CMHIVE;
 struct _CM_KEY_BODY;
 struct _CM_KEY_NODE;
@@ -1116,6 +1141,7 @@ struct _MMVAD_SHORT;
 struct _MM_AVL_TABLE;
 struct _MSUBSECTION;
 struct _NT_TIB;
+struct _NT_TIB32;
 struct _OBJECT_CREATE_INFORMATION;
 struct _OBJECT_DIRECTORY;
 struct _OBJECT_DIRECTORY_ENTRY;
@@ -1132,6 +1158,7 @@ struct _OBJECT_TYPE;
 struct _OBJECT_TYPE_INITIALIZER;
 struct _OWNER_ENTRY;
 struct _PEB;
+struct _PEB32;
 struct _PEB_LDR_DATA;
 struct _PHYSICAL_MEMORY_DESCRIPTOR;
 struct _PHYSICAL_MEMORY_RUN;
@@ -1158,6 +1185,7 @@ union _SLIST_HEADER;
 struct _STRING;
 struct _SUBSECTION;
 struct _TEB;
+struct _TEB32;
 struct _TOKEN;
 union _ULARGE_INTEGER;
 struct _UNICODE_STRING;
@@ -1168,6 +1196,7 @@ struct _XSAVE_FORMAT;
 
 typedef struct _ALPC_PROCESS_CONTEXT ALPC_PROCESS_CONTEXT, *PALPC_PROCESS_CONTEXT;
 typedef struct _CLIENT_ID CLIENT_ID, *PCLIENT_ID;
+typedef struct _CLIENT_ID32 CLIENT_ID32, *PCLIENT_ID32;
 typedef struct _CMHIVE CMHIVE, *PCMHIVE;
 typedef struct _CM_KEY_BODY CM_KEY_BODY, *PCM_KEY_BODY;
 typedef struct _CM_KEY_NODE CM_KEY_NODE, *PCM_KEY_NODE;
@@ -1270,6 +1299,7 @@ typedef struct _MMVAD_SHORT MMVAD_SHORT, *PMMVAD_SHORT;
 typedef struct _MM_AVL_TABLE MM_AVL_TABLE, *PMM_AVL_TABLE;
 typedef struct _MSUBSECTION MSUBSECTION, *PMSUBSECTION;
 typedef struct _NT_TIB NT_TIB, *PNT_TIB;
+typedef struct _NT_TIB32 NT_TIB32, *PNT_TIB32;
 typedef struct _OBJECT_CREATE_INFORMATION OBJECT_CREATE_INFORMATION, *POBJECT_CREATE_INFORMATION;
 typedef struct _OBJECT_DIRECTORY OBJECT_DIRECTORY, *POBJECT_DIRECTORY;
 typedef struct _OBJECT_DIRECTORY_ENTRY OBJECT_DIRECTORY_ENTRY, *POBJECT_DIRECTORY_ENTRY;
@@ -1286,6 +1316,7 @@ typedef struct _OBJECT_TYPE OBJECT_TYPE, *POBJECT_TYPE;
 typedef struct _OBJECT_TYPE_INITIALIZER OBJECT_TYPE_INITIALIZER, *POBJECT_TYPE_INITIALIZER;
 typedef struct _OWNER_ENTRY OWNER_ENTRY, *POWNER_ENTRY;
 typedef struct _PEB PEB, *PPEB;
+typedef struct _PEB32 PEB32, *PPEB32;
 typedef struct _PEB_LDR_DATA PEB_LDR_DATA, *PPEB_LDR_DATA;
 typedef struct _PHYSICAL_MEMORY_DESCRIPTOR PHYSICAL_MEMORY_DESCRIPTOR, *PPHYSICAL_MEMORY_DESCRIPTOR;
 typedef struct _PHYSICAL_MEMORY_RUN PHYSICAL_MEMORY_RUN, *PPHYSICAL_MEMORY_RUN;
@@ -1312,6 +1343,7 @@ typedef union _SLIST_HEADER SLIST_HEADER, *PSLIST_HEADER;
 typedef struct _STRING STRING, *PSTRING;
 typedef struct _SUBSECTION SUBSECTION, *PSUBSECTION;
 typedef struct _TEB TEB, *PTEB;
+typedef struct _TEB32 TEB32, *PTEB32;
 typedef struct _TOKEN TOKEN, *PTOKEN;
 typedef union _ULARGE_INTEGER ULARGE_INTEGER, *PULARGE_INTEGER;
 typedef struct _UNICODE_STRING UNICODE_STRING, *PUNICODE_STRING;
@@ -1377,7 +1409,6 @@ struct _SINGLE_LIST_ENTRY {
 struct _UNICODE_STRING {
     unsigned short Length;
     unsigned short MaximumLength;
-    unsigned char __pad1[0x4];
     unsigned short *Buffer;
 };
 
@@ -1463,7 +1494,6 @@ struct _RTL_AVL_TREE {
 
 struct _RTL_BITMAP {
     unsigned long SizeOfBitMap;
-    unsigned char __pad1[0x4];
     unsigned long *Buffer;
 };
 
@@ -1671,7 +1701,6 @@ struct _EXCEPTION_RECORD {
     struct _EXCEPTION_RECORD *ExceptionRecord;
     void *ExceptionAddress;
     unsigned long NumberParameters;
-    unsigned char __pad1[0x4];
     unsigned long long ExceptionInformation[15];
 };
 
@@ -1857,98 +1886,95 @@ struct _KPRCB {
     struct _KTHREAD *NextThread;
     struct _KTHREAD *IdleThread;
     unsigned char NestingLevel;
-    unsigned char __pad2[0x3];
     unsigned long Number;
     unsigned long long RspBase;
     unsigned long long PrcbLock;
-    unsigned char __pad3[0x8];
+    unsigned char __pad2[0x8];
     struct _KPROCESSOR_STATE ProcessorState;
     char CpuType;
     char CpuID;
     union {
         unsigned short CpuStep;
         struct {
-            unsigned char __pad4[0x1];
+            unsigned char __pad3[0x1];
             unsigned char CpuModel;
         };
     };
     unsigned long MHz;
-    unsigned char __pad5[0x40];
+    unsigned char __pad4[0x40];
     unsigned short MinorVersion;
     unsigned short MajorVersion;
     unsigned char BuildType;
     unsigned char CpuVendor;
     unsigned char CoresPerPhysicalProcessor;
     unsigned char LogicalProcessorsPerCore;
-    unsigned char __pad6[0x10];
+    unsigned char __pad5[0x10];
     unsigned long InitialApicId;
-    unsigned char __pad7[0x4];
+    unsigned char __pad6[0x4];
     unsigned short Group;
-    unsigned char __pad8[0x6];
     unsigned long long GroupSetMember;
     unsigned char GroupIndex;
-    unsigned char __pad9[0x1a27];
+    unsigned char __pad7[0x1a27];
     long MmPageFaultCount;
     long MmCopyOnWriteCount;
     long MmTransitionCount;
     long MmDemandZeroCount;
     long MmPageReadCount;
-    unsigned char __pad10[0x4];
+    unsigned char __pad8[0x4];
     long MmDirtyPagesWriteCount;
-    unsigned char __pad11[0xc];
+    unsigned char __pad9[0xc];
     unsigned long KeSystemCalls;
     unsigned long KeContextSwitches;
-    unsigned char __pad12[0x44];
+    unsigned char __pad10[0x44];
     unsigned long IpiFrozen;
-    unsigned char __pad13[0x78];
+    unsigned char __pad11[0x78];
     struct _KDPC_DATA DpcData[2];
     void *DpcStack;
-    unsigned char __pad14[0x11];
+    unsigned char __pad12[0x11];
     unsigned char QuantumEnd;
-    unsigned char __pad15[0x1];
+    unsigned char __pad13[0x1];
     unsigned char IdleSchedule;
-    unsigned char __pad16[0x1f];
+    unsigned char __pad14[0x1f];
     unsigned char BpbKernelSpecCtrl;
-    unsigned char __pad17[0x804];
+    unsigned char __pad15[0x804];
     struct _KTIMER_TABLE TimerTable;
-    unsigned char __pad18[0x60];
+    unsigned char __pad16[0x60];
     long ClockKeepAlive;
-    unsigned char __pad19[0x1c];
+    unsigned char __pad17[0x1c];
     struct _LIST_ENTRY WaitListHead;
-    unsigned char __pad20[0x8];
+    unsigned char __pad18[0x8];
     unsigned long ReadySummary;
-    unsigned char __pad21[0x64];
+    unsigned char __pad19[0x64];
     struct _LIST_ENTRY DispatcherReadyListHead[32];
     unsigned long InterruptCount;
     unsigned long KernelTime;
     unsigned long UserTime;
     unsigned long DpcTime;
     unsigned long InterruptTime;
-    unsigned char __pad22[0x50];
+    unsigned char __pad20[0x50];
     unsigned long PageColor;
     unsigned long NodeColor;
-    unsigned char __pad23[0x94];
+    unsigned char __pad21[0x94];
     struct _PROCESSOR_POWER_STATE PowerState;
-    unsigned char __pad24[0xe8];
+    unsigned char __pad22[0xe8];
     void *WheaInfo;
-    unsigned char __pad25[0x20];
+    unsigned char __pad23[0x20];
     union _SLIST_HEADER HypercallPageList;
-    unsigned char __pad26[0x8];
+    unsigned char __pad24[0x8];
     void *VirtualApicAssist;
-    unsigned char __pad27[0x188];
+    unsigned char __pad25[0x188];
     unsigned char VendorString[13];
-    unsigned char __pad28[0x3];
     unsigned long long FeatureBits;
-    unsigned char __pad29[0x8];
+    unsigned char __pad26[0x8];
     union _LARGE_INTEGER UpdateSignature;
     struct _CONTEXT *Context;
     unsigned long ContextFlags;
-    unsigned char __pad30[0xa94];
+    unsigned char __pad27[0xa94];
     unsigned long long KernelDirectoryTableBase;
     unsigned long long RspBaseShadow;
     unsigned long long UserRspShadow;
     unsigned long ShadowFlags;
-    unsigned char __pad31[0x1064];
+    unsigned char __pad28[0x1064];
 };
 
 struct _KPCR {
@@ -2017,7 +2043,6 @@ struct _KDPC {
     unsigned char Type;
     unsigned char Importance;
     unsigned short Number;
-    unsigned char __pad1[0x4];
     struct _LIST_ENTRY DpcListEntry;
     void *DeferredRoutine;
     void *DeferredContext;
@@ -2043,7 +2068,6 @@ struct _KAPC {
     char ApcStateIndex;
     char ApcMode;
     unsigned char Inserted;
-    unsigned char __pad1[0x5];
 };
 
 struct _KAPC_STATE {
@@ -2052,7 +2076,6 @@ struct _KAPC_STATE {
     unsigned char KernelApcInProgress;
     unsigned char KernelApcPending;
     unsigned char UserApcPending;
-    unsigned char __pad1[0x5];
 };
 
 struct _KWAIT_BLOCK {
@@ -2063,7 +2086,6 @@ struct _KWAIT_BLOCK {
     unsigned short WaitKey;
     unsigned char WaitType;
     unsigned char BlockState;
-    unsigned char __pad2[0x4];
 };
 
 struct _KSYSTEM_TIME {
@@ -2086,52 +2108,47 @@ struct _KUSER_SHARED_DATA {
     unsigned char __pad2[0x1c];
     enum _NT_PRODUCT_TYPE NtProductType;
     unsigned char ProductTypeIsValid;
-    unsigned char __pad3[0x3];
     unsigned long NtMajorVersion;
     unsigned long NtMinorVersion;
     unsigned char ProcessorFeatures[64];
-    unsigned char __pad4[0xc];
+    unsigned char __pad3[0xc];
     unsigned long AlternativeArchitecture;
-    unsigned char __pad5[0xc];
+    unsigned char __pad4[0xc];
     unsigned long SuiteMask;
     unsigned char KdDebuggerEnabled;
     unsigned char NXSupportPolicy;
-    unsigned char __pad6[0x6];
+    unsigned char __pad5[0x6];
     unsigned long DismountCount;
     unsigned long ComPlusPackage;
     unsigned long LastSystemRITEventTickCount;
     unsigned long NumberOfPhysicalPages;
     unsigned char SafeBootMode;
-    unsigned char __pad7[0x3];
     unsigned long SharedDataFlags;
-    unsigned char __pad8[0x4];
     unsigned long long TestRetInstruction;
     unsigned long SystemCall;
-    unsigned char __pad9[0x1c];
+    unsigned char __pad6[0x1c];
     union {
         struct _KSYSTEM_TIME TickCount;
         unsigned long long TickCountQuad;
-        unsigned char __pad10[0x10];
+        unsigned char __pad7[0x10];
     };
     unsigned long Cookie;
-    unsigned char __pad11[0x4];
     long long ConsoleSessionForegroundProcessId;
-    unsigned char __pad12[0x40];
+    unsigned char __pad8[0x40];
     unsigned short UserModeGlobalLogger[16];
     unsigned long ImageFileExecutionOptions;
     unsigned long LangGenerationCount;
-    unsigned char __pad13[0x8];
+    unsigned char __pad9[0x8];
     unsigned long long InterruptTimeBias;
-    unsigned char __pad14[0x8];
+    unsigned char __pad10[0x8];
     unsigned long ActiveProcessorCount;
     unsigned short ActiveGroupCount;
-    unsigned char __pad15[0x22a];
+    unsigned char __pad11[0x22a];
 };
 
 struct _KAFFINITY_EX {
     unsigned short Count;
     unsigned short Size;
-    unsigned char __pad1[0x4];
     unsigned long long Bitmap[4];
 };
 
@@ -2163,19 +2180,18 @@ struct _KPROCESS {
     char BasePriority;
     char QuantumReset;
     unsigned char Visited;
-    unsigned char __pad2[0x1];
     unsigned long ThreadSeed[4];
     unsigned short IdealNode[4];
-    unsigned char __pad3[0x2];
+    unsigned char __pad2[0x2];
     union _KEXECUTE_OPTIONS Flags;
-    unsigned char __pad4[0x9];
+    unsigned char __pad3[0x9];
     union _KSTACK_COUNT StackCount;
     struct _LIST_ENTRY ProcessListEntry;
     unsigned long long CycleTime;
     unsigned long KernelTime;
     unsigned long UserTime;
     void *InstrumentationCallback;
-    unsigned char __pad5[0x8];
+    unsigned char __pad4[0x8];
     union {
         union _KGDTENTRY64 LdtSystemDescriptor;
         struct {
@@ -2183,7 +2199,7 @@ struct _KPROCESS {
             unsigned char AddressPolicy;
         };
     };
-    unsigned char __pad6[0x40];
+    unsigned char __pad5[0x40];
 };
 
 struct _SE_AUDIT_PROCESS_CREATION_INFO {
@@ -2298,14 +2314,13 @@ struct _EPROCESS {
     void *SectionObject;
     void *SectionBaseAddress;
     unsigned long Cookie;
-    unsigned char __pad3[0x4];
     struct _PAGEFAULT_HISTORY *WorkingSetWatch;
     void *Win32WindowStation;
     void *InheritedFromUniqueProcessId;
-    unsigned char __pad4[0x18];
+    unsigned char __pad3[0x18];
     void *DeviceMap;
     void *EtwDataSource;
-    unsigned char __pad5[0x10];
+    unsigned char __pad4[0x10];
     unsigned long long PageDirectoryPte;
     void *Session;
     unsigned char ImageFileName[15];
@@ -2329,7 +2344,7 @@ struct _EPROCESS {
     union _LARGE_INTEGER OtherTransferCount;
     unsigned long long CommitChargeLimit;
     unsigned long long CommitChargePeak;
-    unsigned char __pad6[0x8];
+    unsigned char __pad5[0x8];
     struct _SE_AUDIT_PROCESS_CREATION_INFO SeAuditProcessCreationInfo;
     struct _MMSUPPORT Vm;
     struct _LIST_ENTRY MmProcessLinks;
@@ -2375,7 +2390,7 @@ struct _EPROCESS {
     unsigned long RequestedTimerResolution;
     unsigned long ActiveThreadsHighWatermark;
     unsigned long SmallestTimerResolution;
-    unsigned char __pad7[0xc];
+    unsigned char __pad6[0xc];
     unsigned long long SequenceNumber;
     unsigned long long CreateInterruptTime;
     unsigned long long CreateUnbiasedInterruptTime;
@@ -2463,7 +2478,6 @@ struct _KTHREAD {
     unsigned char AdjustReason;
     char AdjustIncrement;
     char PreviousMode;
-    unsigned char __pad9[0x1];
     unsigned long SystemCallNumber;
     unsigned long FreezeCount;
     struct _GROUP_AFFINITY UserAffinity;
@@ -2471,24 +2485,24 @@ struct _KTHREAD {
     struct _GROUP_AFFINITY Affinity;
     unsigned long IdealProcessor;
     unsigned long UserIdealProcessor;
-    unsigned char __pad10[0x10];
+    unsigned char __pad9[0x10];
     union {
         struct _KAPC_STATE SavedApcState;
         struct {
-            unsigned char __pad11[0x2b];
+            unsigned char __pad10[0x2b];
             unsigned char WaitReason;
             char SuspendCount;
         };
     };
     void *Win32Thread;
     void *StackBase;
-    unsigned char __pad12[0x3];
+    unsigned char __pad11[0x3];
     unsigned char QuantumReset;
     unsigned long KernelTime;
-    unsigned char __pad13[0x4b];
+    unsigned char __pad12[0x4b];
     unsigned char LargeStack;
     unsigned long UserTime;
-    unsigned char __pad14[0x20];
+    unsigned char __pad13[0x20];
     struct _LIST_ENTRY ThreadListEntry;
     struct _LIST_ENTRY MutantListHead;
     void *SListFaultAddress;
@@ -2498,9 +2512,9 @@ struct _KTHREAD {
     long long ReadTransferCount;
     long long WriteTransferCount;
     long long OtherTransferCount;
-    unsigned char __pad15[0x8];
+    unsigned char __pad14[0x8];
     struct _XSAVE_FORMAT *StateSaveArea;
-    unsigned char __pad16[0x8];
+    unsigned char __pad15[0x8];
 };
 
 union _PS_CLIENT_SECURITY_CONTEXT {
@@ -2553,7 +2567,6 @@ struct _ETHREAD {
     unsigned char ActiveFaultCount;
     unsigned char __pad9[0x41];
     unsigned long KernelStackReference;
-    unsigned char __pad10[0x4];
 };
 
 struct _PEB {
@@ -2561,7 +2574,6 @@ struct _PEB {
     unsigned char ReadImageFileExecOptions;
     unsigned char BeingDebugged;
     unsigned char BitField;
-    unsigned char __pad1[0x4];
     void *Mutant;
     void *ImageBaseAddress;
     struct _PEB_LDR_DATA *Ldr;
@@ -2569,15 +2581,15 @@ struct _PEB {
     void *SubSystemData;
     void *ProcessHeap;
     struct _RTL_CRITICAL_SECTION *FastPebLock;
-    unsigned char __pad2[0x18];
+    unsigned char __pad1[0x18];
     void *KernelCallbackTable;
-    unsigned char __pad3[0x8];
+    unsigned char __pad2[0x8];
     void *ApiSetMap;
-    unsigned char __pad4[0x8];
+    unsigned char __pad3[0x8];
     void *TlsBitmap;
     unsigned long TlsBitmapBits[2];
     void *ReadOnlySharedMemoryBase;
-    unsigned char __pad5[0x10];
+    unsigned char __pad4[0x10];
     void *AnsiCodePageData;
     void *OemCodePageData;
     void *UnicodeCaseTableData;
@@ -2586,12 +2598,12 @@ struct _PEB {
     union _LARGE_INTEGER CriticalSectionTimeout;
     unsigned long long HeapSegmentReserve;
     unsigned long long HeapSegmentCommit;
-    unsigned char __pad6[0x10];
+    unsigned char __pad5[0x10];
     unsigned long NumberOfHeaps;
     unsigned long MaximumNumberOfHeaps;
     void **ProcessHeaps;
     void *GdiSharedHandleTable;
-    unsigned char __pad7[0x10];
+    unsigned char __pad6[0x10];
     struct _RTL_CRITICAL_SECTION *LoaderLock;
     unsigned long OSMajorVersion;
     unsigned long OSMinorVersion;
@@ -2601,26 +2613,24 @@ struct _PEB {
     unsigned long ImageSubsystem;
     unsigned long ImageSubsystemMajorVersion;
     unsigned long ImageSubsystemMinorVersion;
-    unsigned char __pad8[0x18c];
+    unsigned char __pad7[0x18c];
     unsigned long SessionId;
-    unsigned char __pad9[0x24];
+    unsigned char __pad8[0x24];
     struct _UNICODE_STRING CSDVersion;
-    unsigned char __pad10[0x20];
+    unsigned char __pad9[0x20];
     unsigned long long MinimumStackCommit;
-    unsigned char __pad11[0x60];
+    unsigned char __pad10[0x60];
 };
 
 struct _PEB_LDR_DATA {
     unsigned long Length;
     unsigned char Initialized;
-    unsigned char __pad1[0x3];
     void *SsHandle;
     struct _LIST_ENTRY InLoadOrderModuleList;
     struct _LIST_ENTRY InMemoryOrderModuleList;
     struct _LIST_ENTRY InInitializationOrderModuleList;
     void *EntryInProgress;
     unsigned char ShutdownInProgress;
-    unsigned char __pad2[0x7];
     void *ShutdownThreadId;
 };
 
@@ -2631,7 +2641,6 @@ struct _LDR_DATA_TABLE_ENTRY {
     void *DllBase;
     void *EntryPoint;
     unsigned long SizeOfImage;
-    unsigned char __pad1[0x4];
     struct _UNICODE_STRING FullDllName;
     struct _UNICODE_STRING BaseDllName;
     unsigned long Flags;
@@ -2640,12 +2649,12 @@ struct _LDR_DATA_TABLE_ENTRY {
     union {
         struct _LIST_ENTRY HashLinks;
         struct {
-            unsigned char __pad2[0x8];
+            unsigned char __pad1[0x8];
             unsigned long CheckSum;
         };
     };
     unsigned long TimeDateStamp;
-    unsigned char __pad3[0x4c];
+    unsigned char __pad2[0x4c];
     unsigned long long OriginalBase;
     union _LARGE_INTEGER LoadTime;
 };
@@ -2659,22 +2668,74 @@ struct _TEB {
     struct _PEB *ProcessEnvironmentBlock;
     unsigned long LastErrorValue;
     unsigned long CountOfOwnedCriticalSections;
-    unsigned char __pad1[0x98];
+    unsigned char __pad1[0x90];
+    void *WOW32Reserved;
     unsigned long CurrentLocale;
     unsigned char __pad2[0x6cc];
     struct _CLIENT_ID RealClientId;
     unsigned char __pad3[0xa70];
     struct _UNICODE_STRING StaticUnicodeString;
     unsigned short StaticUnicodeBuffer[261];
-    unsigned char __pad4[0x6];
     void *DeallocationStack;
     void *TlsSlots[64];
     struct _LIST_ENTRY TlsLinks;
-    unsigned char __pad5[0xb8];
+    unsigned char __pad4[0xb8];
     unsigned long GuaranteedStackBytes;
-    unsigned char __pad6[0xa2];
+    unsigned char __pad5[0xa2];
     unsigned short SameTebFlags;
-    unsigned char __pad7[0x28];
+    unsigned char __pad6[0x28];
+};
+
+struct _NT_TIB32 {
+    unsigned long ExceptionList;
+    unsigned long StackBase;
+    unsigned long StackLimit;
+    unsigned long SubSystemTib;
+    union {
+        unsigned long FiberData;
+        unsigned long Version;
+    };
+    unsigned long ArbitraryUserPointer;
+    unsigned long Self;
+};
+
+struct _CLIENT_ID32 {
+    unsigned long UniqueProcess;
+    unsigned long UniqueThread;
+};
+
+struct _PEB32 {
+    unsigned char __pad1[0x2];
+    unsigned char BeingDebugged;
+    unsigned long Mutant;
+    unsigned long ImageBaseAddress;
+    unsigned long Ldr;
+    unsigned long ProcessParameters;
+    unsigned char __pad2[0x50];
+    unsigned long NumberOfProcessors;
+    unsigned char __pad3[0x3c];
+    unsigned long OSMajorVersion;
+    unsigned long OSMinorVersion;
+    unsigned short OSBuildNumber;
+    unsigned long OSPlatformId;
+    unsigned long ImageSubsystem;
+    unsigned char __pad4[0x190];
+};
+
+struct _TEB32 {
+    struct _NT_TIB32 NtTib;
+    unsigned char __pad1[0x4];
+    struct _CLIENT_ID32 ClientId;
+    unsigned char __pad2[0x8];
+    unsigned long ProcessEnvironmentBlock;
+    unsigned char __pad3[0x8c];
+    unsigned long WOW32Reserved;
+    unsigned char __pad4[0x5f0];
+    struct _CLIENT_ID32 RealClientId;
+    unsigned char __pad5[0x750];
+    unsigned long DeallocationStack;
+    unsigned long TlsSlots[64];
+    unsigned char __pad6[0xd4];
 };
 
 struct _CURDIR {
@@ -2685,7 +2746,6 @@ struct _CURDIR {
 struct _STRING {
     unsigned short Length;
     unsigned short MaximumLength;
-    unsigned char __pad1[0x4];
     char *Buffer;
 };
 
@@ -2703,7 +2763,6 @@ struct _RTL_USER_PROCESS_PARAMETERS {
     unsigned long DebugFlags;
     void *ConsoleHandle;
     unsigned long ConsoleFlags;
-    unsigned char __pad1[0x4];
     void *StandardInput;
     void *StandardOutput;
     void *StandardError;
@@ -2712,7 +2771,7 @@ struct _RTL_USER_PROCESS_PARAMETERS {
     struct _UNICODE_STRING ImagePathName;
     struct _UNICODE_STRING CommandLine;
     void *Environment;
-    unsigned char __pad2[0x28];
+    unsigned char __pad1[0x28];
     struct _UNICODE_STRING WindowTitle;
     struct _UNICODE_STRING DesktopInfo;
     struct _UNICODE_STRING ShellInfo;
@@ -2733,7 +2792,6 @@ struct _OBJECT_HEADER {
     unsigned char TraceFlags;
     unsigned char InfoMask;
     unsigned char Flags;
-    unsigned char __pad1[0x4];
     union {
         struct _OBJECT_CREATE_INFORMATION *ObjectCreateInfo;
         void *QuotaBlockCharged;
@@ -2746,7 +2804,6 @@ struct _OBJECT_HEADER_NAME_INFO {
     struct _OBJECT_DIRECTORY *Directory;
     struct _UNICODE_STRING Name;
     long ReferenceCount;
-    unsigned char __pad1[0x4];
 };
 
 struct _OBJECT_HEADER_CREATOR_INFO {
@@ -2754,7 +2811,6 @@ struct _OBJECT_HEADER_CREATOR_INFO {
     void *CreatorUniqueProcess;
     unsigned short CreatorBackTraceIndex;
     unsigned short Reserved;
-    unsigned char __pad1[0x4];
 };
 
 struct _OBJECT_HANDLE_COUNT_ENTRY {
@@ -2772,7 +2828,6 @@ struct _OBJECT_HEADER_QUOTA_INFO {
     unsigned long PagedPoolCharge;
     unsigned long NonPagedPoolCharge;
     unsigned long SecurityDescriptorCharge;
-    unsigned char __pad1[0x4];
     void *SecurityDescriptorQuotaBlock;
     unsigned long long Reserved;
 };
@@ -2802,7 +2857,6 @@ struct _OBJECT_TYPE_INITIALIZER {
             unsigned char : 3;
         };
     };
-    unsigned char __pad1[0x1];
     unsigned long ObjectTypeCode;
     unsigned long InvalidAttributes;
     struct _GENERIC_MAPPING GenericMapping;
@@ -2811,7 +2865,7 @@ struct _OBJECT_TYPE_INITIALIZER {
     enum _POOL_TYPE PoolType;
     unsigned long DefaultPagedPoolCharge;
     unsigned long DefaultNonPagedPoolCharge;
-    unsigned char __pad2[0x40];
+    unsigned char __pad1[0x40];
 };
 
 struct _OBJECT_TYPE {
@@ -2819,16 +2873,14 @@ struct _OBJECT_TYPE {
     struct _UNICODE_STRING Name;
     void *DefaultObject;
     unsigned char Index;
-    unsigned char __pad1[0x3];
     unsigned long TotalNumberOfObjects;
     unsigned long TotalNumberOfHandles;
     unsigned long HighWaterNumberOfObjects;
     unsigned long HighWaterNumberOfHandles;
-    unsigned char __pad2[0x4];
+    unsigned char __pad1[0x4];
     struct _OBJECT_TYPE_INITIALIZER TypeInfo;
     struct _EX_PUSH_LOCK TypeLock;
     unsigned long Key;
-    unsigned char __pad3[0x4];
     struct _LIST_ENTRY CallbackList;
 };
 
@@ -2849,12 +2901,10 @@ struct _HANDLE_TABLE {
         };
     };
     unsigned long FirstFreeHandle;
-    unsigned char __pad1[0x4];
     struct _HANDLE_TABLE_ENTRY *LastFreeHandleEntry;
     unsigned long HandleCount;
     unsigned long NextHandleNeedingPool;
     unsigned long HandleCountHighWatermark;
-    unsigned char __pad2[0x4];
 };
 
 struct _HANDLE_TABLE_ENTRY {
@@ -2872,7 +2922,6 @@ struct _HANDLE_TABLE_ENTRY {
             unsigned short CreatorBackTraceIndex;
         };
     };
-    unsigned char __pad1[0x4];
 };
 
 struct _HANDLE_TABLE_ENTRY_INFO {
@@ -2890,7 +2939,6 @@ struct _OBJECT_DIRECTORY_ENTRY {
     struct _OBJECT_DIRECTORY_ENTRY *ChainLink;
     void *Object;
     unsigned long HashValue;
-    unsigned char __pad1[0x4];
 };
 
 struct _OBJECT_SYMBOLIC_LINK {
@@ -2911,10 +2959,9 @@ struct _DEVICE_MAP {
 
 struct _OBJECT_CREATE_INFORMATION {
     unsigned long Attributes;
-    unsigned char __pad1[0x4];
     void *RootDirectory;
     char ProbeMode;
-    unsigned char __pad2[0x2f];
+    unsigned char __pad1[0x2f];
 };
 
 struct _POOL_HEADER {
@@ -3136,7 +3183,6 @@ struct _MMPFN {
 struct _MMPFNLIST {
     unsigned long long Total;
     enum _MMLISTS ListName;
-    unsigned char __pad1[0x4];
     unsigned long long Flink;
     unsigned long long Blink;
     unsigned long long Lock;
@@ -3149,7 +3195,6 @@ struct _PHYSICAL_MEMORY_RUN {
 
 struct _PHYSICAL_MEMORY_DESCRIPTOR {
     unsigned long NumberOfRuns;
-    unsigned char __pad1[0x4];
     unsigned long long NumberOfPages;
     struct _PHYSICAL_MEMORY_RUN Run[1];
 };
@@ -3235,7 +3280,6 @@ struct _MMVAD {
         unsigned long LongFlags2;
         struct _MMVAD_FLAGS2 VadFlags2;
     } u2;
-    unsigned char __pad1[0x4];
     union {
         struct _SUBSECTION *Subsection;
         struct _MSUBSECTION *MappedSubsection;
@@ -3396,7 +3440,6 @@ struct _SUBSECTION {
     struct _MMPTE *SubsectionBase;
     struct _SUBSECTION *NextSubsection;
     unsigned long PtesInSubsection;
-    unsigned char __pad1[0x4];
     union {
         struct _MM_AVL_TABLE *GlobalPerSessionHead;
         unsigned long UnusedPtes;
@@ -3407,7 +3450,6 @@ struct _SUBSECTION {
     } u;
     unsigned long StartingSector;
     unsigned long NumberOfFullSectors;
-    unsigned char __pad2[0x4];
 };
 
 struct _MSUBSECTION {
@@ -3417,7 +3459,6 @@ struct _MSUBSECTION {
 struct _MMEXTEND_INFO {
     unsigned long long CommittedSize;
     unsigned long ReferenceCount;
-    unsigned char __pad1[0x4];
 };
 
 struct _MAPPED_FILE_SEGMENT {
@@ -3436,7 +3477,6 @@ struct _MAPPED_FILE_SEGMENT {
 struct _SECTION_IMAGE_INFORMATION {
     void *TransferAddress;
     unsigned long ZeroBits;
-    unsigned char __pad1[0x4];
     unsigned long long MaximumStackSize;
     unsigned long long CommittedStackSize;
     unsigned long SubSystemType;
@@ -3505,7 +3545,6 @@ struct _MMPAGING_FILE {
 struct _FILE_OBJECT {
     short Type;
     short Size;
-    unsigned char __pad1[0x4];
     struct _DEVICE_OBJECT *DeviceObject;
     struct _VPB *Vpb;
     void *FsContext;
@@ -3513,7 +3552,6 @@ struct _FILE_OBJECT {
     struct _SECTION_OBJECT_POINTERS *SectionObjectPointer;
     void *PrivateCacheMap;
     long FinalStatus;
-    unsigned char __pad2[0x4];
     struct _FILE_OBJECT *RelatedFileObject;
     unsigned char LockOperation;
     unsigned char DeletePending;
@@ -3524,7 +3562,6 @@ struct _FILE_OBJECT {
     unsigned char SharedWrite;
     unsigned char SharedDelete;
     unsigned long Flags;
-    unsigned char __pad3[0x4];
     struct _UNICODE_STRING FileName;
     union _LARGE_INTEGER CurrentByteOffset;
     unsigned long Waiters;
@@ -3568,29 +3605,24 @@ struct _DEVICE_OBJECT {
     struct _KEVENT DeviceLock;
     unsigned short SectorSize;
     unsigned short Spare1;
-    unsigned char __pad3[0x4];
     struct _DEVOBJ_EXTENSION *DeviceObjectExtension;
-    unsigned char __pad4[0x10];
+    unsigned char __pad3[0x10];
 };
 
 struct _DEVOBJ_EXTENSION {
     short Type;
     unsigned short Size;
-    unsigned char __pad1[0x4];
     struct _DEVICE_OBJECT *DeviceObject;
-    unsigned char __pad2[0x60];
+    unsigned char __pad1[0x60];
 };
 
 struct _DRIVER_OBJECT {
     short Type;
     short Size;
-    unsigned char __pad1[0x4];
     struct _DEVICE_OBJECT *DeviceObject;
     unsigned long Flags;
-    unsigned char __pad2[0x4];
     void *DriverStart;
     unsigned long DriverSize;
-    unsigned char __pad3[0x4];
     void *DriverSection;
     struct _DRIVER_EXTENSION *DriverExtension;
     struct _UNICODE_STRING DriverName;
@@ -3606,9 +3638,8 @@ struct _DRIVER_EXTENSION {
     struct _DRIVER_OBJECT *DriverObject;
     void *AddDevice;
     unsigned long Count;
-    unsigned char __pad1[0x4];
     struct _UNICODE_STRING ServiceKeyName;
-    unsigned char __pad2[0x10];
+    unsigned char __pad1[0x10];
 };
 
 struct _VPB {
@@ -3633,7 +3664,6 @@ struct _MDL {
     struct _MDL *Next;
     short Size;
     short MdlFlags;
-    unsigned char __pad1[0x4];
     struct _EPROCESS *Process;
     void *MappedSystemVa;
     void *StartVa;
@@ -3664,7 +3694,6 @@ struct _OWNER_ENTRY {
         };
         unsigned long TableSize;
     };
-    unsigned char __pad1[0x4];
 };
 
 struct _DBGKD_GET_VERSION64 {
@@ -3709,9 +3738,8 @@ struct _TOKEN {
 
 struct _CM_KEY_BODY {
     unsigned long Type;
-    unsigned char __pad1[0x4];
     struct _CM_KEY_CONTROL_BLOCK *KeyControlBlock;
-    unsigned char __pad2[0x48];
+    unsigned char __pad1[0x48];
 };
 
 struct _HHIVE {
@@ -3799,17 +3827,16 @@ struct _IMAGE_OPTIONAL_HEADER64 {
     unsigned short Magic;
     unsigned char __pad1[0xe];
     unsigned long AddressOfEntryPoint;
-    unsigned char __pad2[0x4];
     unsigned long long ImageBase;
     unsigned long SectionAlignment;
     unsigned long FileAlignment;
     unsigned short MajorOperatingSystemVersion;
     unsigned short MinorOperatingSystemVersion;
-    unsigned char __pad3[0xc];
+    unsigned char __pad2[0xc];
     unsigned long SizeOfImage;
     unsigned long SizeOfHeaders;
     unsigned long CheckSum;
-    unsigned char __pad4[0x2c];
+    unsigned char __pad3[0x2c];
     struct _IMAGE_DATA_DIRECTORY DataDirectory[16];
 };
 
@@ -4381,6 +4408,30 @@ _Static_assert(__builtin_offsetof(struct _TEB, TlsSlots) == 0x1480, "_TEB.TlsSlo
 _Static_assert(__builtin_offsetof(struct _TEB, TlsLinks) == 0x1680, "_TEB.TlsLinks");
 _Static_assert(__builtin_offsetof(struct _TEB, GuaranteedStackBytes) == 0x1748, "_TEB.GuaranteedStackBytes");
 _Static_assert(__builtin_offsetof(struct _TEB, SameTebFlags) == 0x17ee, "_TEB.SameTebFlags");
+_Static_assert(__builtin_offsetof(struct _TEB, WOW32Reserved) == 0x100, "_TEB.WOW32Reserved");
+_Static_assert(__builtin_offsetof(struct _TEB, NtTib.Self) == 0x30, "_TEB.NtTib.Self");
+_Static_assert(sizeof(struct _NT_TIB32) == 0x1c, "_NT_TIB32");
+_Static_assert(sizeof(struct _CLIENT_ID32) == 0x8, "_CLIENT_ID32");
+_Static_assert(sizeof(struct _PEB32) == 0x248, "_PEB32");
+_Static_assert(__builtin_offsetof(struct _PEB32, BeingDebugged) == 0x2, "_PEB32.BeingDebugged");
+_Static_assert(__builtin_offsetof(struct _PEB32, Mutant) == 0x4, "_PEB32.Mutant");
+_Static_assert(__builtin_offsetof(struct _PEB32, ImageBaseAddress) == 0x8, "_PEB32.ImageBaseAddress");
+_Static_assert(__builtin_offsetof(struct _PEB32, Ldr) == 0xc, "_PEB32.Ldr");
+_Static_assert(__builtin_offsetof(struct _PEB32, ProcessParameters) == 0x10, "_PEB32.ProcessParameters");
+_Static_assert(__builtin_offsetof(struct _PEB32, NumberOfProcessors) == 0x64, "_PEB32.NumberOfProcessors");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSMajorVersion) == 0xa4, "_PEB32.OSMajorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSMinorVersion) == 0xa8, "_PEB32.OSMinorVersion");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSBuildNumber) == 0xac, "_PEB32.OSBuildNumber");
+_Static_assert(__builtin_offsetof(struct _PEB32, OSPlatformId) == 0xb0, "_PEB32.OSPlatformId");
+_Static_assert(__builtin_offsetof(struct _PEB32, ImageSubsystem) == 0xb4, "_PEB32.ImageSubsystem");
+_Static_assert(sizeof(struct _TEB32) == 0xfe4, "_TEB32");
+_Static_assert(__builtin_offsetof(struct _TEB32, NtTib) == 0x0, "_TEB32.NtTib");
+_Static_assert(__builtin_offsetof(struct _TEB32, ClientId) == 0x20, "_TEB32.ClientId");
+_Static_assert(__builtin_offsetof(struct _TEB32, ProcessEnvironmentBlock) == 0x30, "_TEB32.ProcessEnvironmentBlock");
+_Static_assert(__builtin_offsetof(struct _TEB32, WOW32Reserved) == 0xc0, "_TEB32.WOW32Reserved");
+_Static_assert(__builtin_offsetof(struct _TEB32, RealClientId) == 0x6b4, "_TEB32.RealClientId");
+_Static_assert(__builtin_offsetof(struct _TEB32, DeallocationStack) == 0xe0c, "_TEB32.DeallocationStack");
+_Static_assert(__builtin_offsetof(struct _TEB32, TlsSlots) == 0xe10, "_TEB32.TlsSlots");
 _Static_assert(sizeof(struct _CURDIR) == 0x18, "_CURDIR");
 _Static_assert(sizeof(struct _STRING) == 0x10, "_STRING");
 _Static_assert(sizeof(struct _RTL_DRIVE_LETTER_CURDIR) == 0x18, "_RTL_DRIVE_LETTER_CURDIR");

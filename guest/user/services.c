@@ -2,8 +2,9 @@
  * Boot options: SERVICES=n hosts (default 4), STATES=0, NOTEPAD=0, what notepad.exe takes: THREADS, WRITES, PACE;
  * LEDGER=rounds and LEDGERWAIT=milliseconds: ledger.exe, off without; SPAWN=n, SPAWNPACE and SPAWNWAIT=milliseconds,
  * SPAWNTHREADS=n: spawner.exe, off without; TICKS=n, TICKERS=n threads and TICKWAIT=milliseconds: ticker.exe, off without;
- * NET=n, NETPACE and NETWAIT=milliseconds, NETRELOAD=n: packets.exe, off without; LATEFILE=megabytes: one more paging file,
- * made when the boot is over, as a user may from the control panel. */
+ * NET=n, NETPACE and NETWAIT=milliseconds, NETRELOAD=n: packets.exe, off without; WOW64=n threads, WOW64WRITES of each,
+ * WOW64PACE=milliseconds, WOW64WORK=rounds: editor32.exe, a 32-bit program, off without; LATEFILE=megabytes: one more paging
+ * file, made when the boot is over, as a user may from the control panel. */
 #include "user.h"
 
 /* Starts a program with the words of `format`, in which its name comes first. */
@@ -43,5 +44,9 @@ void NtProcessStartup(PEB *peb) {
     if (RtlBootOption("NET", 0))
         ScStart(L"C:\\Windows\\System32\\packets.exe", "packets.exe count=%u pace=%u wait=%u reload=%u", RtlBootOption("NET", 0),
                 RtlBootOption("NETPACE", 20), RtlBootOption("NETWAIT", 0), RtlBootOption("NETRELOAD", 0));
+    if (RtlBootOption("WOW64", 0))
+        ScStart(L"C:\\Windows\\SysWOW64\\editor32.exe", "editor32.exe threads=%u writes=%u pace=%u work=%u",
+                RtlBootOption("WOW64", 1), RtlBootOption("WOW64WRITES", 0), RtlBootOption("WOW64PACE", 20),
+                RtlBootOption("WOW64WORK", 1));
     for (;;) RtlSleep(1000);
 }

@@ -56,4 +56,8 @@ void RtlNote(const char *format, ...); /* a line in the guest's log */
 HANDLE RtlOpen(PCWSTR path, ULONG disposition); /* NULL when it cannot */
 PEB *RtlPeb(void);
 
+/* ntdll's loader, for wow64.dll */
+NTSTATUS LdrpLoadDll(PCWSTR path, void **base); /* `path` stays in use */
+void *LdrpExport(UCHAR *base, const char *name);
+
 #endif

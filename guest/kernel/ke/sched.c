@@ -164,6 +164,15 @@ void KiSetProcess(KPROCESS *process) {
     if (__cr3() != cr3) __set_cr3(cr3);
 }
 
+/* 32-bit code has its TEB32 at FS, by a descriptor of this processor's GDT. Reloads of FS have 64-bit code lose nothing: it uses GS. */
+static void KiSetTeb32(KTHREAD *thread, ULONG number) {
+    if (!thread->Teb || !PsWow64Process((EPROCESS *)thread->Process)) return;
+    ULONG64 base = (ULONG64)thread->Teb + PS_TEB32_OFFSET;
+    ULONG64 *entry = (ULONG64 *)((UCHAR *)KiCpu[number].Gdt + KGDT64_R3_CMTEB);
+    *entry = (*entry & 0x00FFFF000000FFFF) | (base & 0xFFFFFF) << 16 | (base >> 24 & 0xFF) << 56;
+    __asm__ volatile("movl %0, %%fs" : : "r"(KGDT64_R3_CMTEB | 3) : "memory");
+}
+
 static void KiSwitchTo(KTHREAD *to) {
     KPRCB *prcb = KeGetCurrentPrcb();
     KTHREAD *from = prcb->CurrentThread;
@@ -184,6 +193,7 @@ static void KiSwitchTo(KTHREAD *to) {
     /* the idle threads stay on whatever page tables they find: all map the kernel alike */
     if (to->ApcState.Process->DirectoryTableBase) KiSetProcess(to->ApcState.Process);
     __set_msr(0xC0000102, (ULONG64)to->Teb);
+    KiSetTeb32(to, number);
     KiSwapContext(from, to);
 }
 

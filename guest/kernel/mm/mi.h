@@ -48,6 +48,7 @@
 #define MI_RETRY ((NTSTATUS)0x00000107) /* locks were dropped: look again */
 
 #define MI_USER_LIMIT 0x7FFFFFFF0000ull /* first address no user VAD may hold */
+#define MI_WOW64_LIMIT 0x7FFF0000ull    /* the same for a 32-bit process's own memory */
 #define MI_LOWEST_USER 0x10000ull
 #define MI_ALLOCATION 0x10000ull
 #define MM_SHARED_USER_DATA_VA 0x7FFE0000ull
@@ -227,6 +228,8 @@ typedef struct _MI_IMAGE {
     UCHAR *Reloc; /* .reloc as in the file, nonpaged; NULL: none */
     ULONG64 StackReserve, StackCommit;
     ULONG NtHeaders;
+    USHORT Machine;
+    BOOLEAN Pe32; /* 32-bit optional header: addresses of four bytes */
 } MI_IMAGE;
 MI_IMAGE *MiImageOf(CONTROL_AREA *ControlArea);
 SUBSECTION *MiSubsectionOfProto(CONTROL_AREA *ControlArea, MMPTE *Proto);

@@ -83,6 +83,7 @@ typedef struct _MM_IMAGE {
     void *Entry;
     SIZE_T Size;
     SIZE_T StackReserve, StackCommit;
+    USHORT Machine; /* IMAGE_FILE_MACHINE_ */
 } MM_IMAGE;
 NTSTATUS MmQueryImage(MM_SECTION *Section, MM_IMAGE *Image);
 

@@ -38,15 +38,22 @@ static ULONG64 MiBytesInPage(SUBSECTION *Subsection, ULONG64 ProtoVa) {
     return MIN(Bytes - (Index << PAGE_SHIFT), PAGE_SIZE);
 }
 
-static void MiAdd64(UCHAR *At, LONG First, ULONG64 Value) { /* the part of an 8-byte word at page offset First that lies in the page */
-    for (LONG Byte = 0; Byte < 8; Byte++)
-        if (First + Byte >= 0 && First + Byte < (LONG)PAGE_SIZE) At[First + Byte] = (UCHAR)(Value >> (8 * Byte));
+/* The part of a word of Width bytes at page offset First that lies in the page. */
+static void MiPutWord(UCHAR *Page, LONG First, ULONG64 Value, LONG Width) {
+    for (LONG Byte = 0; Byte < Width; Byte++)
+        if (First + Byte >= 0 && First + Byte < (LONG)PAGE_SIZE) Page[First + Byte] = (UCHAR)(Value >> (8 * Byte));
 }
+
+#define RELOCATION_HIGHLOW 3 /* a word of 4 bytes */
+#define RELOCATION_DIR64 10  /* of 8 */
 
 /* Base relocations of one page, as the page comes in. */
 static void MiRelocatePage(CONTROL_AREA *ControlArea, MI_IMAGE *Image, ULONG64 Rva, UCHAR *Page) {
     ULONG64 Delta = Image->Base - Image->PreferredBase;
-    if (!Rva && Image->NtHeaders + 56 <= PAGE_SIZE) memcpy(Page + Image->NtHeaders + 48, &Image->Base, 8); /* OptionalHeader.ImageBase */
+    if (!Rva && Image->NtHeaders + 56 <= PAGE_SIZE) { /* OptionalHeader.ImageBase */
+        if (Image->Pe32) memcpy(Page + Image->NtHeaders + 52, &Image->Base, 4);
+        else memcpy(Page + Image->NtHeaders + 48, &Image->Base, 8);
+    }
     if (!Delta || !Image->Reloc) return;
     for (ULONG At = 0; At + 8 <= Image->RelocSize;) {
         ULONG Block = *(ULONG *)(Image->Reloc + At), Size = *(ULONG *)(Image->Reloc + At + 4);
@@ -55,20 +62,21 @@ static void MiRelocatePage(CONTROL_AREA *ControlArea, MI_IMAGE *Image, ULONG64 R
             for (ULONG Entry = 8; Entry + 2 <= Size; Entry += 2) {
                 USHORT Word = *(USHORT *)(Image->Reloc + At + Entry);
                 LONG First = (LONG)(Word & 0xFFF) + (LONG)((LONG64)Block - (LONG64)Rva);
+                LONG Width = Word >> 12 == RELOCATION_DIR64 ? 8 : Word >> 12 == RELOCATION_HIGHLOW ? 4 : 0;
                 ULONG64 Value = 0;
-                if (Word >> 12 != 10 || First <= -8) continue;
-                if (First >= 0 && First <= (LONG)PAGE_SIZE - 8) {
-                    memcpy(&Value, Page + First, 8);
+                if (!Width || First <= -Width) continue;
+                if (First >= 0 && First <= (LONG)PAGE_SIZE - Width) {
+                    memcpy(&Value, Page + First, (SIZE_T)Width);
                 } else { /* crosses into another page: the whole word from the file */
                     for (SUBSECTION *Sub = MiFirstSubsection(ControlArea); Sub; Sub = Sub->NextSubsection) {
                         ULONG64 Start = (ULONG64)(Sub->SubsectionBase - MiFirstSubsection(ControlArea)->SubsectionBase) << PAGE_SHIFT;
                         ULONG64 Where = Rva + First;
                         ULONG Done;
                         if (Where < Start || Where >= Start + ((ULONG64)Sub->PtesInSubsection << PAGE_SHIFT)) continue;
-                        IoReadFile(MiFileOf(ControlArea), ((ULONG64)Sub->StartingSector << 9) + Where - Start, &Value, 8, &Done);
+                        IoReadFile(MiFileOf(ControlArea), ((ULONG64)Sub->StartingSector << 9) + Where - Start, &Value, (ULONG)Width, &Done);
                     }
                 }
-                MiAdd64(Page, First, Value + Delta);
+                MiPutWord(Page, First, Value + Delta, Width);
             }
         }
         At += Size;
@@ -147,9 +155,16 @@ static ULONG MiSectionProtection(ULONG Characteristics) {
     return Execute ? MM_EXECUTE_READ : MM_READONLY;
 }
 
+/* A step of 64 KB in the range that images of its kind are put in: 32-bit ones, and DLLs that were linked for it, below 2 GB. */
+static ULONG64 MiDrawBase(MI_IMAGE *Image, BOOLEAN Dll) {
+    BOOLEAN Low = Image->PreferredBase < MI_WOW64_LIMIT;
+    if (Dll) return Low ? 0x6B000000ull + (MiRandom() % 0xC00 << 16) : 0x7FF800000000ull + (MiRandom() % 0x70000 << 16);
+    return Low ? 0x100000ull + (MiRandom() % 0xF0 << 16) : 0x7FF600000000ull + (MiRandom() % 0x1F000 << 16);
+}
+
 static ULONG64 MiChooseBase(MI_IMAGE *Image, BOOLEAN Dll) {
     for (;;) {
-        ULONG64 Base = Dll ? 0x7FF800000000ull + (MiRandom() % 0x70000 << 16) : 0x7FF600000000ull + (MiRandom() % 0x1F000 << 16);
+        ULONG64 Base = MiDrawBase(Image, Dll);
         BOOLEAN Clash = FALSE;
         for (MI_IMAGE_LINK *At = MiImages; At; At = At->Next)
             if (Base < At->Image.Base + At->Image.Size + MI_ALLOCATION && At->Image.Base < Base + Image->Size + MI_ALLOCATION) Clash = TRUE;
@@ -157,7 +172,7 @@ static ULONG64 MiChooseBase(MI_IMAGE *Image, BOOLEAN Dll) {
     }
 }
 
-static void MiDescribeImage(CONTROL_AREA *Area, MI_IMAGE *Image, UCHAR *Optional, USHORT Characteristics, USHORT Machine) {
+static void MiDescribeImage(CONTROL_AREA *Area, MI_IMAGE *Image, UCHAR *Optional, USHORT Characteristics) {
     MI_SECTION_IMAGE_INFORMATION *Information = ExAllocatePagedPool(sizeof *Information, 'iSmM');
     SECTION_IMAGE_INFORMATION *Exported;
     if (!Information) return;
@@ -168,14 +183,15 @@ static void MiDescribeImage(CONTROL_AREA *Area, MI_IMAGE *Image, UCHAR *Optional
     Exported->SubSystemType = *(USHORT *)(Optional + 68);
     Exported->DllCharacteristics = *(USHORT *)(Optional + 70);
     Exported->ImageCharacteristics = Characteristics;
-    Exported->Machine = Machine;
+    Exported->Machine = Image->Machine;
     Exported->ImageFileSize = Image->Size;
     Exported->CheckSum = *(ULONG *)(Optional + 64);
     Area->Segment->u2.ImageInformation = Information;
 }
 
 static void MiReadRelocations(FILE_OBJECT *File, MI_IMAGE *Image, UCHAR *Optional, UCHAR *Table, ULONG Sections) {
-    ULONG Rva = *(ULONG *)(Optional + 112 + 5 * 8), Size = *(ULONG *)(Optional + 112 + 5 * 8 + 4), Done;
+    UCHAR *Directory = Optional + (Image->Pe32 ? 96 : 112) + 5 * 8;
+    ULONG Rva = *(ULONG *)Directory, Size = *(ULONG *)(Directory + 4), Done;
     if (!Rva || Size < 8 || Size > 0x100000) return;
     for (ULONG Index = 0; Index < Sections; Index++) {
         UCHAR *Header = Table + Index * 40;
@@ -246,13 +262,16 @@ static NTSTATUS MiCreateImage(FILE_OBJECT *File, CONTROL_AREA **Result) {
     Sections = *(USHORT *)(Nt + 6);
     Characteristics = *(USHORT *)(Nt + 22);
     Table = Optional + *(USHORT *)(Nt + 20);
-    if (*(ULONG *)Nt != 0x4550 || *(USHORT *)Optional != 0x20B || !Sections || Table + Sections * 40 > Page + PAGE_SIZE) goto Out;
+    Image->Pe32 = *(USHORT *)Optional == 0x10B;
+    if (*(ULONG *)Nt != 0x4550 || (*(USHORT *)Optional != 0x20B && !Image->Pe32)) goto Out;
+    if (!Sections || Table + Sections * 40 > Page + PAGE_SIZE) goto Out;
+    Image->Machine = *(USHORT *)(Nt + 4);
     Image->EntryRva = *(ULONG *)(Optional + 16);
-    Image->PreferredBase = *(ULONG64 *)(Optional + 24);
+    Image->PreferredBase = Image->Pe32 ? *(ULONG *)(Optional + 28) : *(ULONG64 *)(Optional + 24);
     Image->Size = (ULONG)ROUND_TO_PAGES(*(ULONG *)(Optional + 56));
     Image->HeaderSize = *(ULONG *)(Optional + 60);
-    Image->StackReserve = *(ULONG64 *)(Optional + 72);
-    Image->StackCommit = *(ULONG64 *)(Optional + 80);
+    Image->StackReserve = Image->Pe32 ? *(ULONG *)(Optional + 72) : *(ULONG64 *)(Optional + 72);
+    Image->StackCommit = Image->Pe32 ? *(ULONG *)(Optional + 76) : *(ULONG64 *)(Optional + 80);
     Pages = Image->Size >> PAGE_SHIFT;
     if (!Pages || Pages > 0x10000 || *(ULONG *)(Optional + 32) != PAGE_SIZE) goto Out;
     if (Characteristics & 1)
@@ -287,7 +306,7 @@ static NTSTATUS MiCreateImage(FILE_OBJECT *File, CONTROL_AREA **Result) {
         for (ULONG At = Start; At < End; At++)
             Protos[At] = At - Start < Backed ? MiMakeSubsection(Sub, Protection) : MiMakeDemandZero(Protection, FALSE);
     }
-    MiDescribeImage(Area, Image, Optional, Characteristics, *(USHORT *)(Nt + 4));
+    MiDescribeImage(Area, Image, Optional, Characteristics);
     Link->ControlArea = Area;
     Link->Next = MiImages;
     MiImages = Link;
@@ -450,6 +469,7 @@ NTSTATUS MmQueryImage(MM_SECTION *Section, MM_IMAGE *Result) {
     Result->Size = Image->Size;
     Result->StackReserve = Image->StackReserve;
     Result->StackCommit = Image->StackCommit;
+    Result->Machine = Image->Machine;
     return STATUS_SUCCESS;
 }
 

@@ -258,15 +258,17 @@ void MiRemoveVad(EPROCESS *Process, VAD *Vad) {
 }
 
 /* First fit from where this process's allocations begin (a page number drawn from its directory's frame at creation, kept in
- * no field: derived). Align in pages. */
+ * no field: derived). Align in pages. A 32-bit process's lie below what HighestUserAddress says, a process without has it 0. */
 ULONG64 MiFindEmpty(EPROCESS *Process, ULONG64 Pages, ULONG64 Align, BOOLEAN Large) {
-    ULONG64 Bias = (Process->Pcb.DirectoryTableBase >> 12) * 0x9E3779B97F4A7C15ull >> 40;
-    ULONG64 Start = (0x10000000ull + ((Bias & 0xFFFFFF) << 7)) & ~(ULONG64)0xFF; /* 1 TB .. 9 TB */
+    ULONG64 Bias = (Process->Pcb.DirectoryTableBase >> 12) * 0x9E3779B97F4A7C15ull >> 40 & 0xFFFFFF;
+    ULONG64 Start = (0x10000000ull + (Bias << 7)) & ~(ULONG64)0xFF; /* 1 TB .. 9 TB */
+    ULONG64 Limit = (Process->HighestUserAddress ? (ULONG64)Process->HighestUserAddress + 1 : MI_USER_LIMIT) >> PAGE_SHIFT;
     VAD *Vad;
-    if (Large) Start += 0x4000000;
+    if (Process->HighestUserAddress) Start = 0x2000 + ((Bias & 0x1FF) << 4); /* 32 MB .. 64 MB */
+    else if (Large) Start += 0x4000000;
     Start = (Start + Align - 1) & ~(Align - 1);
     while ((Vad = MiConflictingVad(Process, Start, Start + Pages - 1))) Start = (MiVadEnd(Vad) + Align) & ~(Align - 1);
-    return Start + Pages <= MI_USER_LIMIT >> PAGE_SHIFT ? Start : 0;
+    return Start + Pages <= Limit ? Start : 0;
 }
 
 /* The prototype PTE that a page of a mapped view stands for: by the contiguous array, else along the subsections. */

@@ -182,6 +182,7 @@ NOINLINE void PspExitProcess(BOOLEAN trim, EPROCESS *process) {
     process->ExitTime.QuadPart = (LONG64)KeQuerySystemTime();
     ObKillProcess(process);
     MmCleanProcessAddressSpace(process);
+    PspDeleteWow64Process(process);
     ExAcquirePushLockExclusive(&PspActiveProcessLock);
     RemoveEntryList((LIST_ENTRY *)&process->ActiveProcessLinks);
     ExReleasePushLockExclusive(&PspActiveProcessLock);

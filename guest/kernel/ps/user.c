@@ -3,81 +3,14 @@
 #include "ke/ki.h"
 #include "psp.h"
 
-MM_SECTION *PspSystemDllSection;
-void *PspLdrInitializeThunk;
-
-/* ---- ntdll.dll's start routine, from its export table (of the file: RVAs go through the section headers) */
-
-typedef struct _PSP_IMAGE {
-    UCHAR *Bytes;
-    ULONG Size;
-} PSP_IMAGE;
-
-static void *PspAtRva(const PSP_IMAGE *image, ULONG rva, ULONG size) {
-    UCHAR *header = image->Bytes + *(ULONG *)(image->Bytes + 0x3C);
-    UCHAR *section = header + 24 + *(USHORT *)(header + 20);
-    for (ULONG i = 0; i < *(USHORT *)(header + 6); i++, section += 40) {
-        ULONG start = *(ULONG *)(section + 12), raw = *(ULONG *)(section + 16), offset = *(ULONG *)(section + 20);
-        if (rva < start || rva - start >= raw || size > raw - (rva - start)) continue;
-        return offset + raw <= image->Size ? image->Bytes + offset + (rva - start) : NULL;
-    }
-    return NULL;
-}
-
-static ULONG PspExportRva(const PSP_IMAGE *image, const char *name) {
-    UCHAR *header = image->Bytes + *(ULONG *)(image->Bytes + 0x3C);
-    ULONG *exports = PspAtRva(image, *(ULONG *)(header + 24 + 112), 40);
-    if (!exports) return 0;
-    ULONG count = exports[6];
-    ULONG *functions = PspAtRva(image, exports[7], exports[5] * 4), *names = PspAtRva(image, exports[8], count * 4);
-    USHORT *ordinals = PspAtRva(image, exports[9], count * 2);
-    if (!functions || !names || !ordinals) return 0;
-    for (ULONG i = 0; i < count; i++) {
-        const char *text = PspAtRva(image, names[i], 1);
-        if (text && !strcmp(text, name)) return functions[ordinals[i]];
-    }
-    return 0;
-}
-
-NTSTATUS PspLocateSystemDll(void) {
-    FILE_OBJECT *file;
-    MM_IMAGE information;
-    PSP_IMAGE image;
-    ULONG64 size;
-    ULONG done;
-    NTSTATUS status = IoOpenFile(L"\\Windows\\System32\\ntdll.dll", FILE_OPEN, &file);
-    if (!NT_SUCCESS(status)) return status;
-    status = IoQueryFileSize(file, &size);
-    if (!NT_SUCCESS(status)) return status;
-    image.Size = (ULONG)size;
-    image.Bytes = ExAllocatePool(size, 'lldP');
-    if (!image.Bytes) return STATUS_INSUFFICIENT_RESOURCES;
-    status = IoReadFile(file, 0, image.Bytes, image.Size, &done);
-    if (NT_SUCCESS(status)) status = MmCreateSection(&PspSystemDllSection, file, 0, PAGE_EXECUTE, SEC_IMAGE);
-    if (NT_SUCCESS(status)) status = MmQueryImage(PspSystemDllSection, &information);
-    if (NT_SUCCESS(status)) {
-        ULONG rva = PspExportRva(&image, "LdrInitializeThunk");
-        PspLdrInitializeThunk = (UCHAR *)information.Base + rva;
-        if (!rva) status = STATUS_INVALID_IMAGE_FORMAT;
-    }
-    if (NT_SUCCESS(status)) { /* NT maps it into System too: the one VAD that System has */
-        void *base = NULL;
-        SIZE_T view = 0;
-        status = MmMapViewOfSection(PspSystemDllSection, PsInitialSystemProcess, &base, 0, &view, PAGE_EXECUTE_WRITECOPY);
-    }
-    ExFreePool(image.Bytes);
-    ObDereferenceObject(file);
-    return status;
-}
-
 /* ---- PEB, parameters, TEB */
 
-static NTSTATUS PspAllocate(EPROCESS *process, SIZE_T size, void **base) {
+NTSTATUS PspAllocate(EPROCESS *process, SIZE_T size, void **base) {
     *base = NULL;
     return MmAllocateVirtualMemory(process, base, &size, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
 }
 
-static NTSTATUS PspWrite(EPROCESS *process, void *to, const void *from, SIZE_T size) {
+NTSTATUS PspWrite(EPROCESS *process, void *to, const void *from, SIZE_T size) {
     return MmCopyProcess(process, to, (void *)from, size, TRUE);
 }
 
@@ -134,15 +67,23 @@ static NTSTATUS PspMakePeb(EPROCESS *process, PCWSTR path, PCWSTR command_line, 
     return status;
 }
 
-NTSTATUS PspCreateUserThread(EPROCESS *process, void *start, void *argument, ETHREAD **thread) {
+NTSTATUS PspMakeStack(EPROCESS *process, PSP_STACK *stack) {
     SIZE_T reserve = PSP_USER_STACK_RESERVE, commit = PSP_USER_STACK_COMMIT;
-    void *stack = NULL, *user_teb;
-    NTSTATUS status = MmAllocateVirtualMemory(process, &stack, &reserve, MEM_RESERVE, PAGE_READWRITE);
+    stack->Allocation = NULL;
+    NTSTATUS status = MmAllocateVirtualMemory(process, &stack->Allocation, &reserve, MEM_RESERVE, PAGE_READWRITE);
     if (!NT_SUCCESS(status)) return status;
-    UCHAR *top = (UCHAR *)stack + reserve;
-    void *limit = top - commit;
-    status = MmAllocateVirtualMemory(process, &limit, &commit, MEM_COMMIT, PAGE_READWRITE);
-    if (NT_SUCCESS(status)) status = PspAllocate(process, sizeof(TEB), &user_teb);
+    stack->Base = (UCHAR *)stack->Allocation + reserve;
+    stack->Limit = stack->Base - commit;
+    void *limit = stack->Limit;
+    return MmAllocateVirtualMemory(process, &limit, &commit, MEM_COMMIT, PAGE_READWRITE);
+}
+
+NTSTATUS PspCreateUserThread(EPROCESS *process, void *start, void *argument, ETHREAD **thread) {
+    PSP_STACK stack;
+    void *user_teb;
+    BOOLEAN wow64 = PsWow64Process(process) != NULL;
+    NTSTATUS status = PspMakeStack(process, &stack);
+    if (NT_SUCCESS(status)) status = PspAllocate(process, wow64 ? PS_TEB32_OFFSET + sizeof(TEB32) : sizeof(TEB), &user_teb);
     TEB *teb = ExAllocatePool(sizeof(TEB), 'beTP');
     if (!teb) status = STATUS_INSUFFICIENT_RESOURCES;
     if (!NT_SUCCESS(status)) return status;
@@ -151,19 +92,20 @@ NTSTATUS PspCreateUserThread(EPROCESS *process, void *start, void *argument, ETH
     frame.Rip = (ULONG64)PspLdrInitializeThunk;
     frame.Rcx = (ULONG64)start;
     frame.Rdx = (ULONG64)argument;
-    frame.Rsp = (ULONG64)top - 0x58; /* 16 n - 8; the zeroed stack gives the null return address and home space */
+    frame.Rsp = (ULONG64)stack.Base - 0x58; /* 16 n - 8; the zeroed stack gives the null return address and home space */
     frame.SegCs = KGDT64_R3_CODE | 3;
     frame.SegSs = KGDT64_R3_DATA | 3;
     frame.EFlags = 0x202;
     status = PspCreateThread(process, NULL, NULL, &frame, user_teb, thread);
     if (NT_SUCCESS(status)) {
-        teb->NtTib.StackBase = top;
-        teb->NtTib.StackLimit = limit;
+        teb->NtTib.StackBase = stack.Base;
+        teb->NtTib.StackLimit = stack.Limit;
         teb->NtTib.Self = user_teb;
         teb->ClientId = teb->RealClientId = (*thread)->Cid;
         teb->ProcessEnvironmentBlock = process->Peb;
-        teb->DeallocationStack = stack;
-        status = PspWrite(process, user_teb, teb, sizeof(TEB));
+        teb->DeallocationStack = stack.Allocation;
+        if (wow64) status = PspMakeTeb32(process, *thread, teb);
+        if (NT_SUCCESS(status)) status = PspWrite(process, user_teb, teb, sizeof(TEB));
         (*thread)->Win32StartAddress = start;
         ObReferenceObject(*thread); /* one for the running thread, one for the caller */
         PspStartThread(*thread);
@@ -226,25 +168,20 @@ void PsNotifySystemImage(UNICODE_STRING *name, void *base, SIZE_T size) {
     PsCallImageNotifyRoutines(name, NULL, &info, NULL);
 }
 
-typedef struct _PSP_VIEW {
-    MM_SECTION *Section;
-    void *Base;
-    SIZE_T Size;
-} PSP_VIEW;
+NTSTATUS PspMapImage(EPROCESS *process, MM_SECTION *section, PSP_VIEW *view) {
+    *view = (PSP_VIEW){.Section = section};
+    return MmMapViewOfSection(section, process, &view->Base, 0, &view->Size, PAGE_EXECUTE_WRITECOPY);
+}
 
-static NTSTATUS PspMapImages(EPROCESS *process, MM_SECTION *section, MM_IMAGE *image, PSP_VIEW views[2]) {
-    SIZE_T size = 0;
-    void *base = NULL;
+/* The image, ntdll.dll and, of a 32-bit image, the 32-bit ntdll.dll; each view's Section says whether it is there. */
+static NTSTATUS PspMapImages(EPROCESS *process, MM_SECTION *section, MM_IMAGE *image, PSP_VIEW views[3]) {
     NTSTATUS status = MmQueryImage(section, image);
-    if (NT_SUCCESS(status)) status = MmMapViewOfSection(section, process, &base, 0, &size, PAGE_EXECUTE_WRITECOPY);
+    if (NT_SUCCESS(status)) status = PspMapImage(process, section, &views[0]);
     if (!NT_SUCCESS(status)) return status;
-    image->Entry = (UCHAR *)base + ((UCHAR *)image->Entry - (UCHAR *)image->Base);
-    image->Base = base;
-    views[0] = (PSP_VIEW){section, base, size};
-    size = 0;
-    base = NULL;
-    status = MmMapViewOfSection(PspSystemDllSection, process, &base, 0, &size, PAGE_EXECUTE_WRITECOPY);
-    views[1] = (PSP_VIEW){PspSystemDllSection, base, size};
+    image->Entry = (UCHAR *)views[0].Base + ((UCHAR *)image->Entry - (UCHAR *)image->Base);
+    image->Base = views[0].Base;
+    status = PspMapImage(process, PspSystemDllSection, &views[1]);
+    if (NT_SUCCESS(status) && image->Machine == IMAGE_FILE_MACHINE_I386) status = PspSetupWow64Process(process, image, &views[2]);
     return status;
 }
 
@@ -252,7 +189,7 @@ NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent,
     FILE_OBJECT *file;
     MM_SECTION *section = NULL;
     MM_IMAGE image;
-    PSP_VIEW views[2];
+    PSP_VIEW views[3] = {{0}};
     CHAR name[16];
     EPROCESS *process = NULL;
     NTSTATUS status = IoOpenFile(path, FILE_OPEN, &file);
@@ -279,8 +216,9 @@ NTSTATUS PsCreateUserProcess(PCWSTR path, PCWSTR command_line, EPROCESS *parent,
                 PsGetProcessId(process), (ULONG)(ULONG64)process->InheritedFromUniqueProcessId, process->ImageFileName, path,
                 process, process->Pcb.DirectoryTableBase, process->Pcb.UserDirectoryTableBase, image.Base,
                 PspLdrInitializeThunk, process->Peb);
-        for (int n = 0; n < 2; n++) PsNotifyImage(process, views[n].Section, views[n].Base, views[n].Size);
-        status = PspCreateUserThread(process, image.Entry, process->Peb, thread);
+        for (int n = 0; n < 3 && views[n].Section; n++) PsNotifyImage(process, views[n].Section, views[n].Base, views[n].Size);
+        void *peb32 = PspPeb32(process);
+        status = PspCreateUserThread(process, image.Entry, peb32 ? peb32 : (void *)process->Peb, thread);
     }
     if (!NT_SUCCESS(status)) {
         KdEvent("{\"event\":\"process-failed\",\"path\":\"%ws\",\"status\":\"%#x\"}", path, status);

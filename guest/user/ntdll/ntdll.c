@@ -1,50 +1,8 @@
-/* ntdll.dll: starting processes and threads (the loader fills PEB.Ldr and binds imports), and what programs share.
+/* ntdll.dll: what programs share; how a thread starts. The loader is ldr.c.
  *
  * Every program imports from ntdll alone. Nothing here uses floating point: minint saves general registers only. */
 #include "../user.h"
 
-typedef struct _DIRECTORY_RANGE {
-    ULONG Rva, Size;
-} DIRECTORY_RANGE;
-
-/* The parts of PE32+ that the loader needs; names as in the PE format's specification. */
-typedef struct _PE_HEADERS {
-    ULONG Signature;
-    USHORT Machine, NumberOfSections;
-    ULONG TimeDateStamp, PointerToSymbolTable, NumberOfSymbols;
-    USHORT SizeOfOptionalHeader, Characteristics, Magic;
-    UCHAR MajorLinkerVersion, MinorLinkerVersion;
-    ULONG SizeOfCode, SizeOfInitializedData, SizeOfUninitializedData, AddressOfEntryPoint, BaseOfCode;
-    ULONG64 ImageBase;
-    ULONG SectionAlignment, FileAlignment;
-    USHORT Versions[6];
-    ULONG Win32VersionValue, SizeOfImage, SizeOfHeaders, CheckSum;
-    USHORT Subsystem, DllCharacteristics;
-    ULONG64 Reserve[4];
-    ULONG LoaderFlags, NumberOfRvaAndSizes;
-    DIRECTORY_RANGE Directory[16];
-} PE_HEADERS;
-#define DIRECTORY_EXPORT 0
-#define DIRECTORY_IMPORT 1
-#define DIRECTORY_EXCEPTION 3
-
-typedef struct _EXPORT_DIRECTORY {
-    ULONG Characteristics, TimeDateStamp, Version, Name, Base, NumberOfFunctions, NumberOfNames;
-    ULONG AddressOfFunctions, AddressOfNames, AddressOfNameOrdinals;
-} EXPORT_DIRECTORY;
-
-typedef struct _RUNTIME_FUNCTION {
-    ULONG Begin, End, UnwindInfo;
-} RUNTIME_FUNCTION;
-
-typedef struct _IMPORT_DESCRIPTOR {
-    ULONG OriginalFirstThunk, TimeDateStamp, ForwarderChain, Name, FirstThunk;
-} IMPORT_DESCRIPTOR;
-
-extern UCHAR __ImageBase[];
-
-static PEB_LDR_DATA PebLdr;
-static LDR_DATA_TABLE_ENTRY LdrpEntries[2];
 static char RtlpBootOptions[1024];
 
 PEB *RtlPeb(void) {
@@ -218,86 +176,6 @@ NTSTATUS RtlStartProgram(PCWSTR image, PCWSTR command_line) {
         RtlNote("%x: no process started", (ULONG64)(ULONG)status);
     }
     return status;
-}
-
-/* ---- The loader */
-
-static PE_HEADERS *LdrpHeaders(UCHAR *base) { return (PE_HEADERS *)(base + *(ULONG *)(base + 0x3c)); }
-
-static void *LdrpExport(UCHAR *base, const char *name) {
-    EXPORT_DIRECTORY *exports = (EXPORT_DIRECTORY *)(base + LdrpHeaders(base)->Directory[DIRECTORY_EXPORT].Rva);
-    ULONG *names = (ULONG *)(base + exports->AddressOfNames), *functions = (ULONG *)(base + exports->AddressOfFunctions);
-    USHORT *ordinals = (USHORT *)(base + exports->AddressOfNameOrdinals);
-    for (ULONG low = 0, high = exports->NumberOfNames; low < high;) { /* sorted by the linker */
-        ULONG middle = (low + high) / 2;
-        int order = strcmp(name, (char *)base + names[middle]);
-        if (order == 0) return base + functions[ordinals[middle]];
-        if (order < 0) high = middle;
-        else low = middle + 1;
-    }
-    return NULL;
-}
-
-static void LdrpBindImports(UCHAR *base) {
-    DIRECTORY_RANGE range = LdrpHeaders(base)->Directory[DIRECTORY_IMPORT];
-    if (!range.Size) return;
-    for (IMPORT_DESCRIPTOR *import = (IMPORT_DESCRIPTOR *)(base + range.Rva); import->Name; import++) {
-        ULONG64 *names = (ULONG64 *)(base + import->OriginalFirstThunk), *thunk = (ULONG64 *)(base + import->FirstThunk);
-        void *page = thunk;
-        SIZE_T size = 1;
-        ULONG old;
-        for (ULONG n = 0; names[n]; n++) size = (n + 1) * sizeof *thunk;
-        NtProtectVirtualMemory(NT_CURRENT_PROCESS, &page, &size, PAGE_READWRITE, &old);
-        for (; *names; names++, thunk++) *thunk = (ULONG64)LdrpExport(__ImageBase, (char *)base + *names + 2);
-        NtProtectVirtualMemory(NT_CURRENT_PROCESS, &page, &size, old, &old);
-    }
-}
-
-/* Looks through an image's unwind data once, as the table of functions is looked through for exceptions: from then on it
- * is in RAM until it is trimmed. */
-static void LdrpCheckFunctionTable(UCHAR *base) {
-    DIRECTORY_RANGE range = LdrpHeaders(base)->Directory[DIRECTORY_EXCEPTION];
-    RUNTIME_FUNCTION *table = (RUNTIME_FUNCTION *)(base + range.Rva);
-    for (ULONG n = 0; n < range.Size / sizeof *table; n++) (void)*(volatile ULONG *)(base + table[n].UnwindInfo);
-}
-
-static void LdrpInsert(LDR_DATA_TABLE_ENTRY *entry, UCHAR *base, UNICODE_STRING full_name) {
-    PE_HEADERS *headers = LdrpHeaders(base);
-    PWSTR text = (PWSTR)full_name.Buffer;
-    ULONG start = full_name.Length / 2;
-    while (start && text[start - 1] != '\\') start--;
-    entry->DllBase = base;
-    entry->EntryPoint = base + headers->AddressOfEntryPoint;
-    entry->SizeOfImage = headers->SizeOfImage;
-    entry->TimeDateStamp = headers->TimeDateStamp;
-    LdrpCheckFunctionTable(base);
-    entry->FullDllName = full_name;
-    entry->BaseDllName.Buffer = (void *)(text + start);
-    entry->BaseDllName.Length = full_name.Length - (USHORT)(start * 2);
-    entry->BaseDllName.MaximumLength = entry->BaseDllName.Length + 2;
-    InsertTailList(&PebLdr.InLoadOrderModuleList, &entry->InLoadOrderLinks);
-    InsertTailList(&PebLdr.InMemoryOrderModuleList, &entry->InMemoryOrderLinks);
-}
-
-static void LdrpInitializeProcess(PEB *peb) {
-    UNICODE_STRING name;
-    PebLdr.Length = sizeof PebLdr;
-    InitializeListHead(&PebLdr.InLoadOrderModuleList);
-    InitializeListHead(&PebLdr.InMemoryOrderModuleList);
-    InitializeListHead(&PebLdr.InInitializationOrderModuleList);
-    LdrpInsert(&LdrpEntries[0], peb->ImageBaseAddress, peb->ProcessParameters->ImagePathName);
-    RtlInitUnicodeString(&name, L"C:\\Windows\\System32\\ntdll.dll");
-    LdrpInsert(&LdrpEntries[1], __ImageBase, name);
-    InsertTailList(&PebLdr.InInitializationOrderModuleList, &LdrpEntries[1].InInitializationOrderLinks);
-    LdrpBindImports(peb->ImageBaseAddress);
-    PebLdr.Initialized = TRUE;
-    peb->Ldr = (void *)&PebLdr;
-}
-
-/* Called first on every thread; a process's other threads are created only when its first one is past this. */
-void LdrpInitialize(void) {
-    PEB *peb = RtlPeb();
-    if (!peb->Ldr) LdrpInitializeProcess(peb);
 }
 
 NOINLINE void RtlUserThreadStart(THREAD_START start, void *argument) {
