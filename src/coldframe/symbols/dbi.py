@@ -24,7 +24,7 @@ _SECTION = struct.Struct("<12xI24x")  # of a section header, only its RVA
 _POINTER_SIZES = {0x014C: 4, 0x01C0: 4, 0x01C2: 4, 0x01C4: 4, 0x0200: 8, 0x8664: 8, 0xAA64: 8, 0xA641: 8}
 
 # Places in the optional debug header, which names further streams.
-_OMAP_FROM_SOURCE, _SECTIONS, _SECTIONS_ORIGINAL = 4, 5, 10
+_OMAP_FROM_SOURCE, _SECTIONS, _FRAME_DATA, _SECTIONS_ORIGINAL = 4, 5, 9, 10
 _NO_STREAM = 0xFFFF
 _DATA = frozenset((Symbol.PUBLIC, Symbol.PUBLIC_ST, Symbol.GLOBAL_DATA, Symbol.LOCAL_DATA))
 _PUBLIC, _PUBLIC_ST = int(Symbol.PUBLIC), int(Symbol.PUBLIC_ST)
@@ -46,6 +46,7 @@ class DebugInfo:
         data = msf.stream(3)
         self.age: int | None = None
         self.machine = 0
+        self.frame_data_stream = _NO_STREAM
         self._symbol_stream = _NO_STREAM
         self._modules: dict[int, int] = {}
         self._sections: list[int] = []
@@ -73,6 +74,7 @@ class DebugInfo:
             raise FormatError(f"{self._where}: modules with {told} bytes of symbols in a file of {self._msf.file_size}")
         start = _HEADER.size + sum(sizes) - debug_header
         streams = struct.unpack_from(f"<{debug_header // 2}H", data, start)
+        self.frame_data_stream = _place(streams, _FRAME_DATA)
         self._sections = self._read_sections(_place(streams, _SECTIONS))
         original = self._read_sections(_place(streams, _SECTIONS_ORIGINAL))
         omap = self._msf.stream(_place(streams, _OMAP_FROM_SOURCE))
@@ -89,7 +91,10 @@ class DebugInfo:
         """The RVA of an address in a section (from 1); None for absolute symbols and for what the OMAP removed."""
         if not 0 < section <= len(self._sections):
             return None
-        rva = self._sections[section - 1] + offset
+        return self.moved(self._sections[section - 1] + offset)
+
+    def moved(self, rva: int) -> int | None:
+        """Where what was linked at `rva` lies in the image; None where the OMAP removed it."""
         sources, targets = self._omap
         if not sources:
             return rva

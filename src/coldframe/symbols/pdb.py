@@ -29,7 +29,7 @@ def load_pdb(path: str | Path) -> SymbolFile:
 def read_identity(path: str | Path) -> PdbIdentity:
     """Whose a PDB is, by its headers alone (a few blocks are read). Raises `FormatError`."""
     path = Path(path)
-    with _mapped(path) as data:
+    with mapped(path) as data:
         msf = Msf(data, str(path))
         guid, age = _guid_and_age(msf)
         head = msf.stream(3, _DBI_AGE.size)
@@ -39,7 +39,7 @@ def read_identity(path: str | Path) -> PdbIdentity:
 def compile_pdb(path: str | Path, name: str | None = None) -> bytes:
     """The compiled table of a PDB (see `tables`); `name` is what the identity calls it, by default the file's name."""
     path = Path(path)
-    with _mapped(path) as data:
+    with mapped(path) as data:
         return compile_pdb_data(data, name or path.name, str(path))
 
 
@@ -73,7 +73,8 @@ def guid_text(guid: bytes) -> str:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[memoryview]:
+def mapped(path: Path) -> Iterator[memoryview]:
+    """The file's bytes, as long as the block lasts. Raises `FormatError` for an empty file."""
     with path.open("rb") as stream:
         try:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
