@@ -2,7 +2,7 @@
 
 Each frame is unwound by its image's unwind data (see `unwind`). From kernel to user mode the walk goes through the
 machine frame that KiSystemCall64, KiPageFault and their like describe in theirs; where unwind data ends before it,
-through the trap frame that `_KTHREAD.TrapFrame` names. 32-bit code has no unwind data: see `callstack32`; behind the
+through the trap frame that `_KTHREAD.TrapFrame` names. 32-bit images have none: see `callstack32`; behind the
 64-bit frames of a WOW64 thread come its 32-bit ones (`wow64stack`). A page that is not in RAM ends the walk and is
 named.
 """
@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from coldframe.capabilities import ReadsMemory
 from coldframe.debug.callstack32 import WORD, frames32, switched_out32
 from coldframe.debug.current import current_thread
+from coldframe.debug.framedata32 import FrameTables
 from coldframe.debug.modules import ModuleFinder
 from coldframe.debug.names import Names
 from coldframe.debug.prologue import LONGEST_PROLOGUE, follows_call, read_prologue, undo_prologue
@@ -99,6 +100,7 @@ class StackWalker:
         self.guest = guest
         self.names = Names()
         self.modules = ModuleFinder(guest)
+        self.frame_tables = FrameTables()
         self._tables: dict[tuple[str, int, int, int], FunctionTable] = {}
         self._own_tables: WeakKeyDictionary[Module, FunctionTable] = WeakKeyDictionary()
 
@@ -132,11 +134,11 @@ class StackWalker:
         returned_to: bool,
     ) -> Iterator[Frame]:
         memory = _PausedMemory(self.guest.memory if process is None else process.memory)
-        state = {name: registers.get(name, 0) for name in REGISTERS} | {"rip": registers["rip"]}
+        state = {name: registers.get(name, 0) for name in (*REGISTERS, "cs")} | {"rip": registers["rip"]}
         crossed = False
         for _ in range(limit):
             module = self.modules.at(state["rip"], process)
-            if is_code32(state, module, process, thread):
+            if is_code32(state, process, thread):
                 yield from frames32(self, state, process, thread, memory, returned_to=returned_to)
                 return
             frame = self.frame(state, module)
@@ -192,7 +194,7 @@ class StackWalker:
         """How the caller is found and its registers, or why not."""
         if state["rip"] >= _KERNEL and state["rsp"] < _KERNEL and not returned_to and state["rcx"] < _KERNEL:
             # SYSCALL has just come, or SYSRET is about to go: the stack is the user's, its rip is in rcx (SDM volume 2)
-            registers = dict(state) | {"rip": state["rcx"]}
+            registers = dict(state) | {"rip": state["rcx"], "cs": 0}
             return "system call", Unwound(registers, "machine frame", user=True)
         if module is None and returned_to:
             return "no module holds the return address", None
@@ -271,6 +273,7 @@ class StackWalker:
             registers = dict(state)
             for name in ("Rip", "Rsp", "Rbp"):
                 registers[name.lower()] = frame.integer(name)
+            registers["cs"] = frame.integer("SegCs")
         except ColdframeError:
             return None
         return Unwound(registers, "machine frame", user=True)
@@ -344,6 +347,7 @@ def thread_callstack(guest: Guest, thread: Thread) -> list[Frame]:
         registers = {name: frame.integer(path) for name, path in _TRAP_FRAME32.items()}
     else:
         registers = {name.lower(): frame.integer(name) for name in ("Rip", "Rsp", "Rbp", "Rbx", "Rsi", "Rdi")}
+        registers["cs"] = frame.integer("SegCs")
     return walker.walk(registers, thread.process, thread)
 
 

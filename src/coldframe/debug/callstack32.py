@@ -1,9 +1,11 @@
-"""Call stacks of 32-bit code, which carries no unwind data: by the frame pointer, and where there is none by a scan.
+"""Call stacks of 32-bit code, whose images carry no unwind data: by the PDB's frame data, where there is none by the
+frame pointer, and where there is none by a scan.
 
 Each frame says how its caller was found:
 
 - "entry", "epilogue": control is at a function's first instructions, or at its `leave` or `ret`: the return address is
   where these instructions have it, for certain.
+- "frame data": the PDB says where this function has the return address, and that follows a call.
 - "frame pointer": EBP leads to the caller's EBP and the return address, and that follows a call.
 - "scan": the first address on the stack that lies in a module's code and follows a call; it may be left over from a
   call that has long returned, so it is a guess.
@@ -17,9 +19,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coldframe.capabilities import ReadsMemory
+from coldframe.debug.framedata32 import run_program
 from coldframe.debug.prologue import follows_call
 from coldframe.errors import ColdframeError, UnreadableMemoryError
+from coldframe.symbols.framedata import FrameData
+from coldframe.windows.module import Module
 from coldframe.windows.process import Process, Thread
+from coldframe.windows.wow64 import SOURCE
 
 if TYPE_CHECKING:
     from coldframe.debug.callstack import Frame, StackWalker
@@ -28,7 +34,8 @@ WORD = 4
 _LARGEST_FRAME = 1 << 20
 _MOST_SCANNED = 512  # words
 _PUSH_EBP, _MOV_EBP_ESP, _LEAVE = 0x55, (b"\x8b\xec", b"\x89\xe5"), 0xC9
-_HOT_PATCH, _POP_EBP, _RETURNS = b"\x8b\xff", 0x5D, (0xC3, 0xC2)
+_RETURN_AND_RELEASE = 0xC2
+_HOT_PATCH, _POP_EBP, _RETURNS = b"\x8b\xff", 0x5D, (0xC3, _RETURN_AND_RELEASE)
 _EXCEPTION_FRAME = (0x6A, 0x68)  # push: the arguments of __SEH_prolog, which makes a frame
 _LARGEST_FUNCTION = 1 << 16
 _SWITCH_SLOTS = 24
@@ -47,11 +54,15 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A frame's caller, and how it was found; `user` says that the walk went from kernel to user mode."""
+    """A frame's caller, and how it was found; `user` says that the walk went from kernel to user mode.
+
+    `arguments` are the bytes of the callee's arguments, which lie at the caller's ESP while the call lasts.
+    """
 
     state: State
     how: str
     user: bool = False
+    arguments: int = 0
 
 
 def frames32(
@@ -66,11 +77,12 @@ def frames32(
     """The frames from `registers` on, the innermost first; see `StackWalker.walk`."""
     walk = _Walk(walker, process, thread, memory)
     state = State(*(registers.get(name, 0) & 0xFFFF_FFFF for name in ("rip", "rsp", "rbp")))
+    arguments = 0
     while True:
-        module = walker.modules.at(state.eip, process)
+        module = _module(walker, state.eip, process)
         frame = walker.frame({"rip": state.eip, "rsp": state.esp}, module)
         try:
-            caller = walk.caller(state, frame, returned_to=returned_to)
+            caller = walk.caller(state, frame, module, arguments, returned_to=returned_to)
         except UnreadableMemoryError as error:
             caller = f"missing page {error.address & ~0xFFF:#x}: {error.reason}"
         if isinstance(caller, str):
@@ -81,7 +93,16 @@ def frames32(
             caller = replace(crossed, how=f"trap frame ({caller})")
         yield replace(frame, return_address=caller.state.eip, how=caller.how)
         returned_to = not caller.user
-        state = caller.state
+        state, arguments = caller.state, caller.arguments
+
+
+def _module(walker: StackWalker, address: int, process: Process | None) -> Module | None:
+    """The module at `address`: of a WOW64 process rather the 32-bit loader's, whose name is the 32-bit program's."""
+    if process is not None and process.wow64:
+        for module in process.modules:
+            if module.source == SOURCE and address in module:
+                return module
+    return walker.modules.at(address, process)
 
 
 class _Walk:
@@ -95,11 +116,19 @@ class _Walk:
     def _word(self, address: int) -> int:
         return int.from_bytes(self._memory.read(address & 0xFFFF_FFFF, WORD), "little")
 
-    def caller(self, state: State, frame: Frame, *, returned_to: bool) -> Caller | str:
-        """The caller of the function that `state` is in, or why it is not found."""
-        if returned_to and frame.module is None:
+    def caller(
+        self, state: State, frame: Frame, module: Module | None, arguments: int, *, returned_to: bool
+    ) -> Caller | str:
+        """The caller of the function that `state` is in, or why it is not found.
+
+        `arguments` are those on its stack for the call that it is in, in bytes.
+        """
+        if returned_to and module is None:
             return "no module holds the return address"
         found = self._by_code(state, frame) if not returned_to or frame.user else None
+        data = None if module is None else self._walker.frame_tables.find(module, state.eip - returned_to)
+        if found is None and data is not None:
+            found = self._by_frame_data(state, data, arguments)
         if found is None:
             found = self._by_frame_pointer(state)
             if found is not None and not found.user and self._keeps_ebp(frame):
@@ -108,7 +137,9 @@ class _Walk:
             found = self._by_scan(state)
         if found is None:
             return "end of stack" if not state.ebp else "neither EBP nor the stack leads to a caller"
-        return "end of stack" if not found.state.eip else found
+        if not found.state.eip:
+            return "end of stack"
+        return found if data is None else replace(found, arguments=data.parameters)
 
     def _by_code(self, state: State, frame: Frame) -> Caller | None:
         """At a function's first or last instructions."""
@@ -117,7 +148,11 @@ class _Walk:
         except UnreadableMemoryError:
             return None
         if code[0] in _RETURNS:
-            return self._returned(state, "epilogue", 0, state.ebp)
+            found = self._returned(state, "epilogue", 0, state.ebp)
+            if found is None or code[0] != _RETURN_AND_RELEASE:
+                return found
+            released = int.from_bytes(self._memory.read(state.eip + 1, 2), "little")
+            return replace(found, arguments=released)
         if code[0] == _POP_EBP and code[1] in _RETURNS:
             return self._returned(state, "epilogue", WORD, self._word(state.esp))
         if code[0] == _LEAVE and code[1] in _RETURNS:
@@ -135,6 +170,19 @@ class _Walk:
         if frame.displacement == push + 1:
             return self._returned(state, "entry", WORD, self._word(state.esp))
         return None
+
+    def _by_frame_data(self, state: State, data: FrameData, arguments: int) -> Caller | None:
+        """As the PDB says, unless what it leads to is no return address."""
+        registers = {"$eip": state.eip, "$esp": state.esp, "$ebp": state.ebp}
+        try:
+            caller = run_program(data, registers, arguments, self._word)
+        except UnreadableMemoryError:
+            return None
+        if caller is None or caller["$esp"] <= state.esp:
+            return None
+        if caller["$eip"] and not self._is_return(caller["$eip"], state):
+            return None
+        return Caller(State(caller["$eip"], caller["$esp"], caller["$ebp"]), "frame data")
 
     def _returned(self, state: State, how: str, above: int, ebp: int) -> Caller | None:
         """The caller whose return address is `above` bytes from ESP; None where there is no return address."""

@@ -10,6 +10,7 @@ from coldframe.debug.arguments import Arguments, StackSlots
 from coldframe.debug.callstack import Frame
 from coldframe.debug.current import Arrival, process_at, thread_at
 from coldframe.debug.prototypes import prototype
+from coldframe.debug.wow64stack import word_size
 from coldframe.errors import NotFoundError
 from coldframe.paging import AddressSpace
 from coldframe.windows.process import Process, Thread
@@ -80,12 +81,17 @@ class Hit:
         """The function's arguments, at a breakpoint on its first instruction; setting one changes the guest."""
         known = prototype(self.function)
         widths = known.widths if known is not None else ()
-        return Arguments(self, widths, self.guest.types.pointer_size)
+        return Arguments(self, widths, self.word)
 
     @property
     def stack(self) -> StackSlots:
         """The words above the stack pointer: `stack[0]` is the return address at a function's first instruction."""
-        return StackSlots(self.memory, self.registers["rsp"], self.guest.types.pointer_size)
+        return StackSlots(self.memory, self.registers["rsp"], self.word)
+
+    @property
+    def word(self) -> int:
+        """Bytes of a word of stack where it arrived: 8; 4 in 32-bit code, a WOW64 process's too."""
+        return word_size(self.guest, self.registers)
 
     @property
     def result(self) -> int:
@@ -107,7 +113,7 @@ class Hit:
     @property
     def return_address(self) -> int:
         """Where the function returns to, at a breakpoint on its first instruction."""
-        return int.from_bytes(self.memory.read(self.registers["rsp"], self.guest.types.pointer_size), "little")
+        return int.from_bytes(self.memory.read(self.registers["rsp"], self.word), "little")
 
     def callstack(self, limit: int = 512) -> list[Frame]:
         """The frames of kernel and user mode, the innermost first."""

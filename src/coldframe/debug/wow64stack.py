@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from coldframe.capabilities import ReadsMemory
 from coldframe.errors import ColdframeError
-from coldframe.windows.module import Module
+from coldframe.windows.guest import Guest
 from coldframe.windows.process import Process, Thread
 from coldframe.windows.wow64 import SOURCE
 
@@ -23,7 +23,7 @@ _MACHINES = (0, 0x14C)
 """None told, or IMAGE_FILE_MACHINE_I386: an ARM simulator's context is another one."""
 _REGISTERS = {"rbp": 0xB4, "rip": 0xB8, "rsp": 0xC4}
 """Ebp, Eip and Esp in WOW64_CONTEXT."""
-_CODE32 = 0x23
+CODE32 = 0x23
 """KGDT64_R3_CMCODE with the privilege level of user mode: the selector of 32-bit code."""
 
 
@@ -46,16 +46,26 @@ def context32(process: Process, thread: Thread, memory: ReadsMemory) -> dict[str
     return found if found["rip"] and found["rsp"] else None
 
 
-def is_code32(state: Mapping[str, int], module: Module | None, process: Process | None, thread: Thread | None) -> bool:
-    """Whether control, at `state`, is in 32-bit code of a WOW64 process: by its module, else by the code segment."""
+def is_code32(state: Mapping[str, int], process: Process | None, thread: Thread | None) -> bool:
+    """Whether control, at `state`, is in 32-bit code of a WOW64 process.
+
+    By the code segment where `state` has it; else by that of the thread's trap frame, or by the modules: the program
+    itself is in both loaders' lists, and wow64cpu.dll, a 64-bit module, has a few instructions of 32-bit code.
+    """
+    rip = state["rip"]
     try:
-        if process is None or state["rip"] >> 32 or not process.wow64:
+        if process is None or rip >> 32 or not process.wow64:
             return False
-        if module is not None:
-            return module.source == SOURCE
+        if state.get("cs"):
+            return state["cs"] == CODE32
         frame = None if thread is None else thread.trap_frame
-        if frame is not None and frame.integer("Rip") == state["rip"]:
-            return frame.integer("SegCs") == _CODE32
+        if frame is not None and frame.integer("Rip") == rip:
+            return frame.integer("SegCs") == CODE32
+        return any(module.source == SOURCE and rip in module for module in process.modules)
     except ColdframeError:
         return False
-    return False
+
+
+def word_size(guest: Guest, registers: Mapping[str, int]) -> int:
+    """Bytes of a word of stack for the code that a vCPU executes: 4 in 32-bit code of a 64-bit guest too."""
+    return 4 if registers.get("cs") == CODE32 else guest.types.pointer_size

@@ -24,6 +24,7 @@ from coldframe.errors import ColdframeError, UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.paging import AddressSpace
 from coldframe.windows.guest import Guest
+from coldframe.windows.wow64 import Narrow, text32
 
 Value: TypeAlias = "int | str | bool | list[Value] | dict[str, Value] | None"
 
@@ -31,6 +32,8 @@ _NUMBERS = ("u8", "u32", "u64", "i32")
 _ALL = (1 << 32) - 1
 _CURRENT = {(1 << 64) - 1: "current process", (1 << 64) - 2: "current thread"}
 _UNTYPED = 4
+_NARROW = 4
+"""Bytes of a word in 32-bit code."""
 _LONGEST_STRING = 0x8000
 _AT_END, _AT_POSITION = (1 << 64) - 1, (1 << 64) - 2
 """FILE_WRITE_TO_END_OF_FILE and FILE_USE_FILE_POINTER_POSITION (wdm.h), as whole 64-bit numbers."""
@@ -115,18 +118,14 @@ class _Decoder:
                 number = self._memory.u64(value)
                 return {"address": f"{value:#x}", "value": number - (1 << 64) if number >> 63 else number}
             case "phandle":
-                return {"address": f"{value:#x}", "value": f"{self._guest.typed.over(self._memory).pointer(value):#x}"}
+                return {"address": f"{value:#x}", "value": f"{self._word(value):#x}"}
             case "pu64":
-                return {"address": f"{value:#x}", "value": f"{self._memory.u64(value):#x}"}
+                return {"address": f"{value:#x}", "value": f"{self._word(value):#x}"}
             case "pu32":
                 return {"address": f"{value:#x}", "value": self._memory.u32(value)}
             case "cid":
-                client = self._guest.struct("_CLIENT_ID", value, self._memory)
-                return {
-                    "address": f"{value:#x}",
-                    "pid": client.integer("UniqueProcess"),
-                    "tid": client.integer("UniqueThread"),
-                }
+                pid, tid = (self._member("_CLIENT_ID", value, name) for name in ("UniqueProcess", "UniqueThread"))
+                return {"address": f"{value:#x}", "pid": pid, "tid": tid}
             case _:
                 return f"{value:#x}"
 
@@ -136,7 +135,7 @@ class _Decoder:
 
     def _handle(self, value: int) -> Value:
         shown: dict[str, Value] = {"handle": f"{value:#x}"}
-        current = _CURRENT.get(value | _ALL << 32 if self._guest.types.pointer_size == 4 else value)
+        current = _CURRENT.get(value | _ALL << 32 if self._hit.word == _NARROW else value)
         if current is not None:
             return shown | {"name": current}
         if not value:
@@ -150,13 +149,25 @@ class _Decoder:
             shown["name"] = found.object.name
         return shown
 
+    def _word(self, address: int) -> int:
+        """A pointer, a handle or a SIZE_T of the caller's."""
+        return int.from_bytes(self._memory.read(address, self._hit.word), "little")
+
+    def _member(self, record: str, address: int, name: str) -> int:
+        """A member of one of the caller's structures, which are narrow in 32-bit code of a 64-bit guest."""
+        types = self._guest.types
+        if self._hit.word == types.pointer_size:
+            return self._guest.struct(record, address, self._memory).integer(name)
+        return self._memory.u32(address + Narrow(types).offset(record, name))
+
     def _text(self, address: int) -> str:
         """What the `_UNICODE_STRING` at `address` in the process says."""
+        if self._hit.word < self._guest.types.pointer_size:
+            return text32(self._memory, address)
         return self._guest.struct("_UNICODE_STRING", address, self._memory).text
 
     def _object_attributes(self, address: int) -> Value:
-        attributes = self._guest.struct("_OBJECT_ATTRIBUTES", address, self._memory)
-        name, root = attributes.integer("ObjectName"), attributes.integer("RootDirectory")
+        name, root = (self._member("_OBJECT_ATTRIBUTES", address, member) for member in ("ObjectName", "RootDirectory"))
         return {
             "address": f"{address:#x}",
             "name": self._text(name) if name else None,

@@ -85,11 +85,16 @@ def read_codeview(module: Module) -> PdbIdentity | None:
 
 
 def named(modules: Iterable[Module], name: str) -> Module | None:
-    """The module called `name`, with or without extension, in any case; `nt` is the kernel."""
-    wanted = name.lower()
+    r"""The module called `name`, with or without extension, in any case; `nt` is the kernel.
+
+    With a folder it is the end of its path: a WOW64 process has an ntdll and a `SysWOW64\ntdll`.
+    """
+    folder, separator, wanted = name.lower().rpartition("\\")
     for module in modules:
         if wanted in (module.name.lower(), module.stem.lower()):
-            return module
+            path = "\\" + module.path.lower().rpartition("\\")[0]
+            if not separator or path.endswith("\\" + folder.lstrip("\\")):
+                return module
     return None
 
 

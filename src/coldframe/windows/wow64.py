@@ -135,11 +135,11 @@ def _module(guest: Guest, memory: AddressSpace, narrow: Narrow, entry: int) -> M
     size = memory.u32(entry + narrow.offset(kind, "SizeOfImage"))
     if not base or base & 0xFFF or not size:
         return None
-    path = _text(memory, entry + narrow.offset(kind, "FullDllName"))
+    path = _name(memory, entry + narrow.offset(kind, "FullDllName"))
     return Module(
         guest,
         memory,
-        name=_text(memory, entry + narrow.offset(kind, "BaseDllName")) or path.rpartition("\\")[2],
+        name=_name(memory, entry + narrow.offset(kind, "BaseDllName")) or path.rpartition("\\")[2],
         base=base,
         size=size,
         path=path,
@@ -148,10 +148,15 @@ def _module(guest: Guest, memory: AddressSpace, narrow: Narrow, entry: int) -> M
     )
 
 
-def _text(memory: AddressSpace, address: int) -> str:
-    """A 32-bit UNICODE_STRING: length, maximum, and a pointer of four bytes."""
+def text32(memory: AddressSpace, address: int) -> str:
+    """What the 32-bit UNICODE_STRING at `address` says: length, maximum, and a pointer of four bytes."""
+    length = memory.u16(address) & ~1
+    return memory.read(memory.u32(address + 4), length).decode("utf-16-le", "replace") if length else ""
+
+
+def _name(memory: AddressSpace, address: int) -> str:
+    """The string at `address`; "" where it is not in RAM."""
     try:
-        length = memory.u16(address) & ~1
-        return memory.read(memory.u32(address + 4), length).decode("utf-16-le", "replace") if length else ""
+        return text32(memory, address)
     except UnreadableMemoryError:
         return ""
