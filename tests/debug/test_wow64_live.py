@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -32,23 +31,19 @@ SERVICE32 = ["wow64cpu!ServiceNoTurbo", "wow64cpu!BTCpuSimulate", "wow64!RunCpuS
 QUIET = "NOTEPAD=0 STATES=0 SERVICES=0 WOW64=2"
 
 
-@pytest.fixture(scope="module")
-def machines() -> Iterator[Callable[..., Minint]]:
-    with ExitStack() as stack:
+@contextmanager
+def running(layout: str, vcpus: int, options: str) -> Iterator[Minint]:
+    """A minint whose editor has noted its frames, of both threads."""
+    with start(layout=layout, vcpus=vcpus, options=f"{QUIET} {options}", memory="256M") as machine:
+        while len(noted_returns(machine)) < 2:
+            machine.wait_for("note", timeout=60)
+        yield machine
 
-        @cache
-        def started(layout: str, vcpus: int, options: str = QUIET) -> Minint:
-            machine = stack.enter_context(start(layout=layout, vcpus=vcpus, options=options, memory="256M"))
-            while len(noted_returns(machine)) < 2:
-                machine.wait_for("note", timeout=60)
-            return machine
 
+@pytest.fixture(scope="module", params=[("19041", 1), ("22000", 2)], ids=["19041-1-vcpu", "22000-2-vcpus"])
+def machine(request) -> Iterator[Minint]:
+    with running(*request.param, "") as started:
         yield started
-
-
-@pytest.fixture(params=[("19041", 1), ("22000", 2)], ids=["19041-1-vcpu", "22000-2-vcpus"])
-def machine(request, machines) -> Minint:
-    return machines(*request.param)
 
 
 @pytest.fixture
@@ -155,11 +150,13 @@ def test_a_thread_that_waits_under_a_32_bit_call_is_walked_to_its_end(machine, g
         assert found[-2] in ("editor32!EditorThread", "editor32!NtProcessStartup")
 
 
-def test_a_thread_that_was_preempted_in_32_bit_code_goes_on_there(machines):
+def test_a_thread_that_was_preempted_in_32_bit_code_goes_on_there():
     """Two threads that read their text through all the time, on one processor: one of them always waits for it."""
-    machine = machines("19041", 1, "NOTEPAD=0 STATES=0 SERVICES=0 WOW64=2 WOW64PACE=1 WOW64WORK=3000")
-    deadline = time.monotonic() + 60
-    with attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
+    with (
+        running("19041", 1, "WOW64PACE=1 WOW64WORK=3000") as machine,
+        attach(machine.qmp, symbols=[machine.symbols_folder]) as guest,
+    ):
+        deadline = time.monotonic() + 60
         while True:
             assert time.monotonic() < deadline
             guest.pause()
