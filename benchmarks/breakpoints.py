@@ -275,7 +275,7 @@ def main() -> None:
         place = (minint if options.minint or options.function else bare_guest)(options, stack)
         names = ["plain", "plain, watchful"] if options.vcpus == 1 else []  # they step one vCPU: wrong with several
         names += ["machine", *(BY_GUEST if place.symbols else ())]
-        names += ["bare"] * bool(place.onward) + ["bare, data"] * bool(place.watched)
+        names += ["bare"] * bool(place.onward) + ["bare, data"] * (bool(place.watched) and options.accelerator == "tcg")
         rates: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(options.rounds):
             for name in names:
