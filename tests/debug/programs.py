@@ -70,8 +70,9 @@ def build(
     base: int = BASE,
     exports: tuple[str, ...] = (),
     target: str = TARGET,
+    debug: bool = False,
 ) -> Program:
-    """Compile and link; `base` is the image's preferred one."""
+    """Compile and link; `base` is the image's preferred one. With `debug` there is a PDB beside it."""
     folder.mkdir(exist_ok=True)
     if shutil.which("clang") is None or shutil.which("lld-link") is None:
         pytest.skip("clang and lld-link are not installed: ./scripts/setup installs them")
@@ -86,7 +87,8 @@ def build(
     path = folder / "program.exe"
     subprocess.run(
         ["lld-link", *objects, "/nodefaultlib", "/subsystem:native", f"/entry:{entry}", f"/base:{base:#x}", "/fixed",
-         "/map", "/opt:noref", "/safeseh:no", f"/out:{path}", *(f"/export:{name}" for name in exports)],
+         "/map", "/opt:noref", "/safeseh:no", f"/out:{path}", *(f"/export:{name}" for name in exports),
+         *(["/debug"] if debug else [])],
         check=True,
     )  # fmt: skip
     return load(path, base)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,19 +43,19 @@ class FrameData:
 
 
 class FrameTable:
-    """The frame data of one image. Of ranges that hold an address the one that begins last tells of it."""
+    """The frame data of one image, its `records` by address.
 
-    def __init__(self, records: list[FrameData]) -> None:
-        self._records = sorted(records, key=lambda record: record.rva)
-        self._starts = [record.rva for record in self._records]
+    Of ranges that hold an address the one that begins last tells of it.
+    """
 
-    def __len__(self) -> int:
-        return len(self._records)
+    def __init__(self, records: Iterable[FrameData]) -> None:
+        self.records = tuple(sorted(records, key=lambda record: record.rva))
+        self._starts = [record.rva for record in self.records]
 
     def find(self, rva: int) -> FrameData | None:
         """What tells of the instruction at `rva`."""
         at = bisect_right(self._starts, rva) - 1
-        found = self._records[at] if at >= 0 else None
+        found = self.records[at] if at >= 0 else None
         return found if found is not None and rva < found.rva + found.size else None
 
 
