@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from coldframe.errors import UsageError
-from coldframe.target import PathLike, attach, open_target, symbol_store
+from coldframe.target import AbsentPagesFrom, PathLike, attach, open_target, symbol_store
 
 if TYPE_CHECKING:
     from coldframe.images.output import Progress
@@ -31,14 +31,12 @@ def dump(
     symbols: Sequence[PathLike] = (),
     progress: Progress | None = None,
     pid: int | None = None,
-    disk: PathLike | Sequence[PathLike] = (),
-    pagefiles: Mapping[int, PathLike] | None = None,
-    no_disk: bool = False,
+    **absent: Unpack[AbsentPagesFrom],
 ) -> tuple[str, ...]:
     """Write the physical memory of `target`, an image or a running guest, to the file `output`; returns warnings.
 
     With `pid` the address space of that process instead: see `coldframe.processdump`. Pages of it that left RAM come
-    from where `disk`, `pagefiles` and `no_disk` say, as in `coldframe.target.open_image`.
+    from where `absent` says, as in `coldframe.open_image`.
 
     `format` is "raw", "elf" (ELF core) or "dmp" (Windows crash dump), by default as `output`'s suffix says. A crash
     dump needs the kernel's symbols, unless the target is a crash dump itself. A running guest is paused meanwhile.
@@ -48,7 +46,7 @@ def dump(
         from coldframe import processdump  # noqa: PLC0415 - only a process needs it
 
         chosen = format_of(output, format, processdump.SUFFIXES)
-        with open_target(target, symbols=symbols, disk=disk, pagefiles=pagefiles or {}, no_disk=no_disk) as guest:
+        with open_target(target, symbols=symbols, **absent) as guest:
             return processdump.write_process(guest.process(pid), Path(output), chosen, progress)
     chosen, path = format_of(output, format), Path(output)
     if Path(target).is_file():

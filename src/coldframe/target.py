@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from coldframe.errors import UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
-    from coldframe.disk import Blocks
     from coldframe.resident import ResidentGuest
     from coldframe.resident.machines import Bus
     from coldframe.resident.phases import ImagesInRam, Tell
     from coldframe.symbols import SymbolStore
     from coldframe.windows import Guest
 
+    _Opened = TypeVar("_Opened", bound=Guest)
+
 PathLike = str | os.PathLike[str]
 _NONE: Mapping[int, PathLike] = {}
+
+
+class AbsentPagesFrom(TypedDict, total=False):
+    """Where pages that left RAM are read from.
+
+    `disk` is the guest's virtual disk, or are its disks (`FILE@SNAPSHOT` for a qcow2's internal snapshot); `pagefiles`
+    are copies of its paging files by their number; `no_disk` reads RAM alone.
+    """
+
+    disk: PathLike | Sequence[PathLike]
+    pagefiles: Mapping[int, PathLike]
+    no_disk: bool
 
 
 def symbol_store(symbols: Sequence[PathLike] = ()) -> SymbolStore:
@@ -32,18 +46,10 @@ def symbol_store(symbols: Sequence[PathLike] = ()) -> SymbolStore:
     return SymbolStore(paths=[Path(path) for path in symbols], nt_symbol_path=os.environ.get("_NT_SYMBOL_PATH"))
 
 
-def open_image(
-    path: PathLike,
-    *,
-    symbols: Sequence[PathLike] = (),
-    disk: PathLike | Sequence[PathLike] = (),
-    pagefiles: Mapping[int, PathLike] = _NONE,
-    no_disk: bool = False,
-) -> Guest:
+def open_image(path: PathLike, *, symbols: Sequence[PathLike] = (), **absent: Unpack[AbsentPagesFrom]) -> Guest:
     """Open the Windows guest in a memory image, told by the file's content, not by its name.
 
-    Pages that left RAM are read from `disk`, the guest's virtual disk or disks (`FILE@SNAPSHOT` for a qcow2's internal
-    snapshot), and from `pagefiles`, copies of its paging files by their number; `no_disk` reads RAM alone.
+    Pages that left RAM are read from where `absent` says: `disk`, `pagefiles`, `no_disk`, as in `AbsentPagesFrom`.
 
     Raises `FormatError` for a file that is damaged, `NoKernelError` when it holds no NT kernel,
     `SymbolFileNotFoundError` when the kernel's PDB is nowhere. The guest is a context manager.
@@ -60,17 +66,26 @@ def open_image(
 
         return TriageGuest.of_dump(dump, symbol_store(symbols))
     image = open_physical(path)
-    guest = Guest.open(image.physical, symbol_store(symbols), registers=image.registers)
+    return _reading_from(Guest.open(image.physical, symbol_store(symbols), registers=image.registers), absent)
+
+
+def _reading_from(guest: _Opened, absent: AbsentPagesFrom) -> _Opened:
+    """`guest`, which reads pages that left RAM from there; closed where that is not to be had."""
     try:
-        _use(guest, disk, pagefiles, no_disk)
+        _use(guest, **absent)
     except BaseException:
         guest.close()
         raise
     return guest
 
 
-def _use(guest: Guest, disk: PathLike | Sequence[PathLike], pagefiles: Mapping[int, PathLike], no_disk: bool) -> None:
-    """Let `guest` read pages that left RAM from these files."""
+def _use(
+    guest: Guest,
+    *,
+    disk: PathLike | Sequence[PathLike] = (),
+    pagefiles: Mapping[int, PathLike] = _NONE,
+    no_disk: bool = False,
+) -> None:
     if no_disk and (disk or pagefiles):
         raise UsageError("--no-disk leaves nothing to read from --disk or --pagefile")
     names = [disk] if isinstance(disk, str | os.PathLike) else list(disk)
@@ -80,31 +95,19 @@ def _use(guest: Guest, disk: PathLike | Sequence[PathLike], pagefiles: Mapping[i
     elif names:
         from coldframe.disk import open_image as open_disk  # noqa: PLC0415 - few need disks
 
-        disks: list[Blocks] = []
-        try:
-            for name in names:
-                disks.append(open_disk(os.fspath(name)))
-        except BaseException:
-            for opened in disks:
-                opened.close()
-            raise
+        with ExitStack() as opened:  # closes them where one cannot be opened
+            disks = [opened.enter_context(closing(open_disk(os.fspath(name)))) for name in names]
+            opened.pop_all()
         guest.pages.use(lambda: disks, given)
     elif given:
-        guest.pages.use(guest.pages.own_disks, given)
+        guest.pages.use(guest.own_disks, given)
 
 
-def attach(
-    target: PathLike,
-    *,
-    symbols: Sequence[PathLike] = (),
-    disk: PathLike | Sequence[PathLike] = (),
-    pagefiles: Mapping[int, PathLike] = _NONE,
-    no_disk: bool = False,
-) -> LiveGuest:
+def attach(target: PathLike, *, symbols: Sequence[PathLike] = (), **absent: Unpack[AbsentPagesFrom]) -> LiveGuest:
     """Attach to the Windows guest in a running QEMU, by its QMP socket's path or its libvirt domain's name.
 
-    Pages that left RAM are read from the guest's disks, through the running QEMU, unless `no_disk` says otherwise;
-    `disk` and `pagefiles` as in `open_image`.
+    Pages that left RAM are read from the guest's disks, through the running QEMU, unless `absent` says otherwise:
+    `disk`, `pagefiles`, `no_disk`, as in `AbsentPagesFrom`.
 
     The guest is paused inside the `with` block unless it is told to run, and left running with no breakpoint when the
     returned context manager ends, however it ends. Raises `GuestGoneError`, `NoKernelError`,
@@ -112,13 +115,7 @@ def attach(
     """
     from coldframe.debug import attach as attach_live  # noqa: PLC0415 - keeps `open_image` from loading the debugger
 
-    guest = attach_live(os.fspath(target), store=symbol_store(symbols))
-    try:
-        _use(guest, disk, pagefiles, no_disk)
-    except BaseException:
-        guest.close()
-        raise
-    return guest
+    return _reading_from(attach_live(os.fspath(target), store=symbol_store(symbols)), absent)
 
 
 def boot(
@@ -145,18 +142,11 @@ def boot(
     )
 
 
-def open_target(
-    target: PathLike,
-    *,
-    symbols: Sequence[PathLike] = (),
-    disk: PathLike | Sequence[PathLike] = (),
-    pagefiles: Mapping[int, PathLike] = _NONE,
-    no_disk: bool = False,
-) -> Guest:
+def open_target(target: PathLike, *, symbols: Sequence[PathLike] = (), **absent: Unpack[AbsentPagesFrom]) -> Guest:
     """Open `target`, whatever it is: a socket or a domain's name is attached to, a file is opened as an image."""
     path = Path(target)
     if path.is_file():
-        return open_image(path, symbols=symbols, disk=disk, pagefiles=pagefiles, no_disk=no_disk)
+        return open_image(path, symbols=symbols, **absent)
     if not path.exists() and ("/" in os.fspath(target) or path.suffix):
         raise UsageError(f"no memory image or QMP socket at {os.fspath(target)}")
-    return attach(target, symbols=symbols, disk=disk, pagefiles=pagefiles, no_disk=no_disk)
+    return attach(target, symbols=symbols, **absent)

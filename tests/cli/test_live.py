@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.test_startup import loaded
 from coldframe.cli.main import run
 from coldframe.minint import Minint, start
 from coldframe.qemu.qmp import QmpClient
@@ -66,6 +67,14 @@ def answer(machine: Minint, verb: str, *words: str) -> object:
     done = call(command(machine, verb, *words, "--json"))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("words", [("ps",), ("pte", "nt!NtWriteFile")])
+def test_what_is_told_without_arrays_loads_no_numpy(minint: Minint, tmp_path: Path, words: tuple[str, ...]) -> None:
+    status, modules = loaded(tmp_path, *command(minint, *words), "--json")
+    assert status == 0
+    assert "coldframe.debug.live" in modules
+    assert not modules & {"numpy", "cramjam", "rich", "coldframe.windows.sources", "coldframe.windows.store"}
 
 
 def rows(machine: Minint, verb: str, *words: str) -> list[dict[str, object]]:

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -15,21 +14,13 @@ import typer
 
 from coldframe import target as targets
 from coldframe.errors import CapabilityError, UsageError
+from coldframe.target import AbsentPagesFrom
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
     from coldframe.windows import Guest
 
 _MOST_FILES = 16  # 4 bits of a PTE name one
-
-
-@dataclass(frozen=True)
-class AbsentPagesFrom:
-    """What the call said of pages that left RAM; the fields are the parameters of `coldframe.open`."""
-
-    disk: tuple[str, ...] = ()
-    pagefiles: dict[int, Path] = field(default_factory=dict)
-    no_disk: bool = False
 
 
 _SAID: ContextVar[AbsentPagesFrom] = ContextVar("absent pages")
@@ -59,7 +50,7 @@ NoDisk = Annotated[bool, typer.Option("--no-disk", help="Read RAM alone, not a r
 
 
 def said() -> AbsentPagesFrom:
-    """What the verb that runs was told."""
+    """What the verb that runs was told of pages that left RAM."""
     return _SAID.get(AbsentPagesFrom())
 
 
@@ -68,14 +59,7 @@ def open_target(target: str, *, symbols: list[Path]) -> AbstractContextManager[G
     held = _HELD.get()
     if held is not None:
         return nullcontext(held)
-    from_where = said()
-    return targets.open_target(
-        target,
-        symbols=symbols,
-        disk=from_where.disk,
-        pagefiles=from_where.pagefiles,
-        no_disk=from_where.no_disk,
-    )
+    return targets.open_target(target, symbols=symbols, **said())
 
 
 def attach(target: str, *, symbols: list[Path]) -> AbstractContextManager[LiveGuest]:
@@ -87,14 +71,7 @@ def attach(target: str, *, symbols: list[Path]) -> AbstractContextManager[LiveGu
         if not isinstance(held, LiveGuest):
             raise CapabilityError(f"this needs a running guest, and {target} is a memory image")
         return nullcontext(held)
-    from_where = said()
-    return targets.attach(
-        target,
-        symbols=symbols,
-        disk=from_where.disk,
-        pagefiles=from_where.pagefiles,
-        no_disk=from_where.no_disk,
-    )
+    return targets.attach(target, symbols=symbols, **said())
 
 
 @contextmanager
@@ -119,7 +96,7 @@ def add_options(app: typer.Typer) -> None:
 def _with_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(verb)
     def called(*, disk: list[str], pagefile: list[str], no_disk: bool, **words: Any) -> Any:
-        token = _SAID.set(AbsentPagesFrom(tuple(disk), _numbered(pagefile), no_disk))
+        token = _SAID.set(AbsentPagesFrom(disk=disk, pagefiles=_numbered(pagefile), no_disk=no_disk))
         try:
             return verb(**words)
         finally:
@@ -136,9 +113,9 @@ def _with_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def _numbered(words: list[str]) -> dict[int, Path]:
+def _numbered(words: list[str]) -> dict[int, targets.PathLike]:
     """`N=FILE` each: the paging files by number."""
-    found: dict[int, Path] = {}
+    found: dict[int, targets.PathLike] = {}
     for word in words:
         number, equals, name = word.partition("=")
         if not equals or not number.strip().isdigit() or int(number) >= _MOST_FILES or not name:

@@ -84,19 +84,8 @@ def _dump_for_wtf(target: str, folder: Path, symbols: list[Path], vcpu: int) -> 
 def _dump(target: str, output: Path, symbols: list[Path], chosen: str | None, pid: int | None) -> None:
     from coldframe.dumping import dump as write  # noqa: PLC0415 - only this verb writes images
 
-    where = said()
     with _progress() as report:
-        warnings = write(
-            target,
-            output,
-            format=chosen,
-            symbols=symbols,
-            progress=report,
-            pid=pid,
-            disk=where.disk,
-            pagefiles=where.pagefiles,
-            no_disk=where.no_disk,
-        )
+        warnings = write(target, output, format=chosen, symbols=symbols, progress=report, pid=pid, **said())
     for warning in warnings:
         err.print(f"[yellow]{printable(warning)}[/yellow]")
 

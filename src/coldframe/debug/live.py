@@ -72,9 +72,8 @@ class LiveGuest(Guest):
         self._runs = False
         self._waits = self._interrupted = False
         self._interrupting = threading.Lock()
+        self.own_disks = vm.disks
         super().__init__(vm.physical, store, location, symbol_file, registers)
-        self.pages.own_disks = vm.disks
-        self.pages.use(vm.disks)
         self.stacks = StackWalker(self)
         self._current = Current(self)
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from coldframe.debug.breakpoint import Breakpoint, Condition
 from coldframe.debug.current import Arrival
 from coldframe.debug.hit import Hit
@@ -78,6 +76,8 @@ def mapped_at(guest: LiveGuest, physical: int) -> tuple[int, ...]:
 
 
 def _in(space: AddressSpace, physical: int) -> set[int]:
+    import numpy as np  # noqa: PLC0415 - slow to load
+
     found: set[int] = set()
     for pages in space.parts():
         last = pages.physical + pages.size

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from coldframe.disk.blocks import Blocks
 from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError, UnreadableMemoryError
 from coldframe.memory import PhysicalMemory
 from coldframe.qemu import ram, stub_setup
@@ -23,6 +23,9 @@ from coldframe.qemu.gdbstub import GdbStub
 from coldframe.qemu.guarding import Guard
 from coldframe.qemu.nbd_export import DiskExports
 from coldframe.qemu.qmp import Json, Monitor, QmpClient
+
+if TYPE_CHECKING:
+    from coldframe.disk import Blocks
 
 _TABLE = re.compile(r"^(GDT|IDT)=\s*([0-9a-f]+) ([0-9a-f]+)", re.MULTILINE)
 _WORDS = 512  # of 8 bytes, that one `xp` is asked for

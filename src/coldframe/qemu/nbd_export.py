@@ -18,12 +18,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coldframe.disk.blocks import Blocks
 from coldframe.errors import CapabilityError, ColdframeError, GuestGoneError
 from coldframe.qemu.guarding import Guard
-from coldframe.qemu.nbd import NbdBlocks
 from coldframe.qemu.qmp import Json, Monitor, QmpClient, QmpCommandError
+
+if TYPE_CHECKING:
+    from coldframe.disk import Blocks
+    from coldframe.qemu.nbd import NbdBlocks
 
 EXPORT = "coldframe-disk"
 _FD = "coldframe-nbd"
@@ -51,6 +54,8 @@ class DiskExports:
         return self._disks
 
     def _export(self) -> list[NbdBlocks]:
+        from coldframe.qemu.nbd import NbdBlocks  # noqa: PLC0415 - loads numpy
+
         nodes = fixed_disks(self._monitor)
         if not nodes:
             raise CapabilityError("the virtual machine has no disk")

@@ -43,6 +43,7 @@ from coldframe.windows.sightings import Sighting, sightings
 from coldframe.windows.typed import Struct, TypedMemory
 
 if TYPE_CHECKING:
+    from coldframe.disk import Blocks
     from coldframe.windows.sources import PageSources
 
 _Kept = TypeVar("_Kept")
@@ -57,6 +58,9 @@ class Guest:
     Nothing the guest may change is kept beyond a pause: whoever lets the guest run calls `new_pause` afterwards.
     A context manager; leaving it closes what was opened with it.
     """
+
+    own_disks: Callable[[], Sequence[Blocks]] | None = None
+    """What gives the disks of a running guest, through whom it runs on; None for an image."""
 
     def __init__(
         self,

@@ -32,11 +32,7 @@ class PageSources:
     def __init__(self, guest: Guest, store: PageSource | None = None) -> None:
         self._guest = guest
         self.store = store
-        self.own_disks: Callable[[], Sequence[Blocks]] | None = None
-        """What gives the disks of a running guest, through whom it runs on; None for an image."""
-        self.volumes: GuestVolumes | None = None
-        self.files: FileSource | None = None
-        self.paging_files = PagingFileSource(guest, {}, None)
+        self._set(guest.own_disks, {})
         self._epoch = guest.resolver.epoch
 
     def use(self, disks: Callable[[], Sequence[Blocks]] | None, pagefiles: Mapping[int, Path] | None = None) -> None:
@@ -47,9 +43,12 @@ class PageSources:
         a disk. Raises `UsageError` for a file that cannot be opened.
         """
         self.close()
+        self._set(disks, pagefiles or {})
+
+    def _set(self, disks: Callable[[], Sequence[Blocks]] | None, pagefiles: Mapping[int, Path]) -> None:
         self.volumes = None if disks is None else GuestVolumes(self._guest, disks)
         self.files = None if self.volumes is None else FileSource(self._guest, self.volumes)
-        self.paging_files = PagingFileSource(self._guest, pagefiles or {}, self.volumes)
+        self.paging_files = PagingFileSource(self._guest, pagefiles, self.volumes)
 
     def close(self) -> None:
         """Let go of the disks; pages that left RAM cannot be read any more."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from coldframe.errors import CapabilityError, UnreadableMemoryError
 from coldframe.images.triage import TriageDump
 from coldframe.memory import Run
-from coldframe.paging import AddressSpace, Page, PageArrays, PageTableFormat, PteLayout, Resolver, State, Step
+from coldframe.paging import AddressSpace, Page, PageTableFormat, PteLayout, Resolver, State, Step
 from coldframe.paging.formats import LARGE, VALID
 from coldframe.paging.notes import ABSENT, Asked, Entry, Notes
 from coldframe.paging.selfmap import entry_addresses
 from coldframe.paging.sources import FindsVads
+
+if TYPE_CHECKING:
+    from coldframe.paging import PageArrays
 
 _HOLE = 1 << 40  # bytes: behind the last block, how much is said to be unreadable
 
