@@ -25,6 +25,7 @@ ROOMS = (
     "coldframe",
     "coldframe.debug",
     "coldframe.trace",
+    "coldframe.gdbserver",
     "coldframe.windows",
     "coldframe.windows.vad",
     "coldframe.windows.handle",

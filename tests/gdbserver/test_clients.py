@@ -103,6 +103,11 @@ def test_the_client_may_be_killed_while_the_guest_runs(machine: Minint, place: P
         (b"qRcmd,zz", b"E16"),
         (b"qThreadExtraInfo,", b"E16"),
         (b"vMustReplyEmpty", b""),
+        (b"vFile:open:2f6574632f706173737764,0,0", b"F-1,2"),
+        (b"vFile:open:2f636f6c646672616d652e73796d626f6c73,1,0", b"F-1,d"),
+        (b"vFile:pread:9,10,0", b"F-1,9"),
+        (b"vFile:pread:3,-5,0", b"E16"),
+        (b"vFile:unlink:2f", b""),
         (b"\xff\xfe", b""),
         (b"", b""),
     ],
@@ -129,6 +134,40 @@ def test_garbage_ends_no_server(machine: Minint, place: Path) -> None:
     assert runs(machine)
     with Client(place) as client:
         assert client.ask(b"?").startswith(b"T")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("help", "pte"),
+        ("", "pte"),
+        ("ps", "notepad.exe"),
+        ("stack", "notepad!"),
+        ("pte $rip", "valid at physical"),
+        ("pte 0x1000", "nothing is mapped there"),
+        ("pte nt!NtWritFile", "did you mean NtWriteFile"),
+        ("dump -o /tmp/x", "verbs"),
+        ("search --yara /etc/passwd", "names no files"),
+        ("ps 'unfinished", "No closing quotation"),
+    ],
+)
+def test_monitor_carries_out_verbs(place: Path, line: str, said: str) -> None:
+    with Client(place) as client:
+        client.send(b"qRcmd," + line.encode().hex().encode())
+        text = b""
+        while (answer := client.receive()) != b"OK":
+            assert answer[:1] == b"O"
+            text += bytes.fromhex(answer[1:].decode())
+        assert said in text.decode()
+
+
+def test_lldb_is_told_of_regions(place: Path, write_file: int) -> None:
+    with Client(place) as client:
+        assert client.ask(b"qMemoryRegionInfo:%x" % write_file) == b"start:%x;size:1000;permissions:rx;" % (
+            write_file & ~0xFFF
+        )
+        assert client.ask(b"qMemoryRegionInfo:0").startswith(b"start:0;size:")
+        assert b"ptrsize:8" in client.ask(b"qHostInfo")
 
 
 @pytest.mark.parametrize("blob", [b"$" + b"m" * 70_000, b"$?#3f" * 5000, b"-" * 100, b"+" * 70_000])

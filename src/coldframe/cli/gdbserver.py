@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _NOT_FOR_CLIENTS = ("read", "figure", "dump", "trace")
 """Verbs that write bytes or files, or let the guest run: a client has words of its own for these."""
 
+_HOST_FILES = ("--symbols", "-s", "--yara", "--disk", "--pagefile")
+"""Options that name files: who may debug the guest may not read this machine."""
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's verb to `app`."""
@@ -105,6 +108,8 @@ def _monitor(server: GdbServer, target: str, line: str, tid: int | None) -> str:
         return f"coldframe: {error}\n"
     if verb not in known:
         return f"coldframe's verbs, without their target: {', '.join(known)}; VERB --help tells its words\n"
+    if any(word.startswith(_HOST_FILES) for word in words):
+        return f"coldframe: a debugger names no files of this machine, so without {', '.join(_HOST_FILES)}\n"
     if verb == "stack" and not words and tid is not None:
         words = ["--tid", str(tid)]
     process = server.inferior.process

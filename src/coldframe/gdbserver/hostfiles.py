@@ -9,6 +9,7 @@ import errno
 import struct
 
 from coldframe.gdbserver.connection import escape
+from coldframe.gdbserver.words import bytes_of_hex, number_of
 
 _STAT = struct.Struct(">7I3Q3I")
 _REGULAR = 0o100444
@@ -25,16 +26,16 @@ class HostFiles:
         self._longest = longest
 
     def answer(self, words: bytes) -> bytes:
-        """The answer to a packet whose words these are, behind `vFile:`; raises `ValueError` for no numbers."""
+        """The answer to a packet whose words these are, behind `vFile:`; raises `FormatError` for what is no number."""
         operation, _, given = words.partition(b":")
         match operation:
             case b"setfs":
                 return b"F0"
             case b"open":
                 name, flags, _ = (*given.split(b","), b"", b"", b"")[:3]
-                if int(flags or b"0", 16) & 3:
+                if number_of(flags) & 3:
                     return _failed(errno.EACCES)
-                found = bytes.fromhex(name.decode("ascii")) == self.path.encode()
+                found = bytes_of_hex(name) == self.path.encode()
                 return b"F%x" % _DESCRIPTOR if found else _failed(errno.ENOENT)
             case b"close":
                 return b"F0" if self._opened(given) else _failed(errno.EBADF)
@@ -42,8 +43,8 @@ class HostFiles:
                 descriptor, size, offset = (*given.split(b","), b"", b"", b"")[:3]
                 if not self._opened(descriptor):
                     return _failed(errno.EBADF)
-                first = int(offset, 16)
-                data = self._content[first : first + min(int(size, 16), self._longest)] if first >= 0 else b""
+                first = number_of(offset)
+                data = self._content[first : first + min(number_of(size), self._longest)]
                 return b"F%x;%b" % (len(data), escape(data))
             case b"fstat":
                 if not self._opened(given):
@@ -57,7 +58,7 @@ class HostFiles:
                 return b""
 
     def _opened(self, descriptor: bytes) -> bool:
-        return int(descriptor, 16) == _DESCRIPTOR
+        return number_of(descriptor) == _DESCRIPTOR
 
 
 def _failed(number: int) -> bytes:

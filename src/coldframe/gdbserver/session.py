@@ -13,7 +13,6 @@ from coldframe.debug import LiveGuest
 from coldframe.errors import (
     CapabilityError,
     ColdframeError,
-    FormatError,
     GuestGoneError,
     NotFoundError,
     UnreadableMemoryError,
@@ -25,6 +24,8 @@ from coldframe.gdbserver.documents import libraries_xml, region, threads_xml
 from coldframe.gdbserver.hostfiles import HostFiles
 from coldframe.gdbserver.inferior import Inferior, Shown, numbered
 from coldframe.gdbserver.running import Halt, LiveRunner, Runner, StandingRunner
+from coldframe.gdbserver.words import TOP, bytes_of_hex, number_of, point_of, shown_packet
+from coldframe.memory import PAGE_SIZE
 from coldframe.qemu.packets import INTERRUPT
 
 Monitor = Callable[[str, int | None], str]
@@ -34,7 +35,6 @@ Log = Callable[[str], None]
 _MOST_BYTES = LONGEST // 2 - 16
 _MOST_THREADS_A_PACKET = 256
 _EXPEDITED = ("rbp", "rsp", "rip")
-_TOP = 1 << 64
 _FEATURES = (
     f"PacketSize={LONGEST - 16:x}", "QStartNoAckMode+", "qXfer:features:read+", "qXfer:threads:read+",
     "qXfer:libraries:read+", "vContSupported+", "swbreak+", "hwbreak+",
@@ -111,7 +111,7 @@ class Session:
                 if payload == INTERRUPT:  # it stands already
                     continue
                 answer = self._answer(payload)
-                self.log(f"{_shown(payload)} -> {_shown(answer)}")
+                self.log(f"{shown_packet(payload)} -> {shown_packet(answer)}")
                 if not (self._ended and not answer):
                     self.client.send(answer)
         finally:
@@ -228,7 +228,7 @@ class Session:
     def _span(self, words: bytes) -> tuple[int, int]:
         start, _, size = words.partition(b",")
         address, length = number_of(start), number_of(size)
-        if address >= _TOP or address + length > _TOP:
+        if address >= TOP or address + length > TOP:
             raise UsageError(f"expected addresses below 2^64, found {address:#x} and {length:#x} bytes")
         return address, length
 
@@ -263,17 +263,20 @@ class Session:
             return None
 
     def _region(self, words: bytes) -> bytes:
-        end = self.inferior.guest.resolver.format.user_end
-        return region(self.inferior.process, number_of(words), end).encode("utf-8", "replace")
+        address, end = number_of(words) % TOP, self.inferior.guest.resolver.format.user_end
+        if address < end:
+            return region(self.inferior.process, address, end).encode("utf-8", "replace")
+        access = b"permissions:rx;" if self.inferior.memory(self._shown_or_none()).readable(address) else b""
+        return b"start:%x;size:%x;%b" % (address & ~(PAGE_SIZE - 1), PAGE_SIZE, access)
 
     # Breakpoints
 
     def _insert(self, words: bytes) -> bytes:
-        self._runner.insert(*_point(words))
+        self._runner.insert(*point_of(words))
         return b"OK"
 
     def _remove(self, words: bytes) -> bytes:
-        self._runner.remove(*_point(words))
+        self._runner.remove(*point_of(words))
         return b"OK"
 
     # Running
@@ -377,29 +380,3 @@ class Session:
     def _host(self) -> str:
         triple = "x86_64-pc-windows-msvc" if self._description.wide else "i386-pc-windows-msvc"
         return f"triple:{triple.encode().hex()};ptrsize:{self._description.word};endian:little;ostype:windows;"
-
-
-def number_of(digits: bytes) -> int:
-    """A number of the protocol: hexadecimal digits and nothing else; raises `FormatError`."""
-    if not digits or len(digits) > 32 or digits.strip(b"0123456789abcdefABCDEF"):
-        raise FormatError(f"expected a hexadecimal number, found {digits[:32]!r}")
-    return int(digits, 16)
-
-
-def bytes_of_hex(digits: bytes) -> bytes:
-    """Bytes of the protocol, two digits each; raises `FormatError`."""
-    try:
-        return bytes.fromhex(digits.decode("ascii"))
-    except ValueError:
-        raise FormatError(f"expected bytes as hexadecimal digits, found {digits[:32]!r}") from None
-
-
-def _point(words: bytes) -> tuple[int, int, int]:
-    """Kind, address and length in `Z` and `z`; conditions and commands for the stub's side are not offered."""
-    kind, address, length = [*words.partition(b";")[0].split(b","), b"", b"", b""][:3]
-    return number_of(kind), number_of(address) % _TOP, number_of(length)
-
-
-def _shown(payload: bytes) -> str:
-    text = payload[:120].decode("latin-1").encode("unicode_escape").decode()
-    return text + (f"... ({len(payload)} bytes)" if len(payload) > 120 else "")
