@@ -1,7 +1,8 @@
-/* brief.exe: lives for a moment: two threads beside its first one, then the end. spawner.exe starts it over and over. */
+/* brief.exe: lives for a moment: some threads beside its first one, then the end. spawner.exe starts it over and over.
+ * Arguments: threads=n (2). */
 #include "user.h"
 
-static volatile LONG BriefRunning = 2;
+static volatile LONG BriefRunning;
 
 static void BrWork(void *argument) {
     RtlSleep(1);
@@ -10,9 +11,11 @@ static void BrWork(void *argument) {
 
 void NtProcessStartup(PEB *peb) {
     HANDLE thread;
-    for (int n = 0; n < 2; n++) {
-        NtCreateThreadEx(&thread, 0x1fffff, NULL, NT_CURRENT_PROCESS, BrWork, NULL, 0, 0, 0, 0, NULL);
-        NtClose(thread);
+    (void)peb;
+    for (ULONG64 more = RtlArgument("threads", 2); more; more--) {
+        __atomic_add_fetch(&BriefRunning, 1, __ATOMIC_ACQ_REL);
+        if (NT_SUCCESS(NtCreateThreadEx(&thread, 0x1fffff, NULL, NT_CURRENT_PROCESS, BrWork, NULL, 0, 0, 0, 0, NULL))) NtClose(thread);
+        else __atomic_sub_fetch(&BriefRunning, 1, __ATOMIC_ACQ_REL);
     }
     while (BriefRunning) RtlSleep(1);
     NtTerminateProcess(NT_CURRENT_PROCESS, STATUS_SUCCESS);

@@ -1,6 +1,6 @@
 /* spawner.exe: starts brief.exe again and again, so that processes, threads and images come and go.
  * Arguments: count=n in all, threads=n (1 to 8) that start them, pace=milliseconds between two of a thread,
- * wait=milliseconds before the first. */
+ * wait=milliseconds before the first. Boot option SPAWNEACH=n: what each has of threads beside its first one. */
 #include "user.h"
 
 #define MOST_THREADS 8
@@ -9,9 +9,13 @@ static volatile LONG64 SpLeft;
 static volatile LONG SpRunning;
 
 static void SpStartPrograms(void *argument) {
+    char words[40];
+    WCHAR line[40];
+    SIZE_T length = RtlFormatText(words, sizeof words, "brief.exe threads=%u", RtlBootOption("SPAWNEACH", 2));
     (void)argument;
+    for (SIZE_T n = 0; n <= length; n++) line[n] = (WCHAR)words[n];
     while (__atomic_sub_fetch(&SpLeft, 1, __ATOMIC_ACQ_REL) >= 0) {
-        RtlStartProgram(L"C:\\Windows\\System32\\brief.exe", L"brief.exe");
+        RtlStartProgram(L"C:\\Windows\\System32\\brief.exe", line);
         RtlSleep((ULONG)RtlArgument("pace", 20));
     }
     __atomic_sub_fetch(&SpRunning, 1, __ATOMIC_ACQ_REL);
