@@ -256,10 +256,10 @@ static ULONG64 Word(UCHAR *page, ULONG64 round) { return ((ULONG64)page ^ round 
 
 static void StressThread(void *argument) {
     UCHAR *base = Private(NULL, (ULONG)StressPages, MEM_RESERVE | MEM_COMMIT), *rounds;
-    ULONG64 random = (ULONG64)argument * 77 + 1, checks = 0;
+    ULONG64 random = (ULONG64)argument * 77 + 1, checks = 0, most = RtlBootOption("STRESSCHECKS", ~0ull);
     if (!base) return;
     rounds = Private(NULL, (ULONG)(StressPages / PAGE_SIZE + 1), MEM_RESERVE | MEM_COMMIT);
-    for (;; checks++) {
+    for (; checks < most; checks++) {
         ULONG64 index;
         UCHAR *page;
         random = random * 6364136223846793005ull + 1442695040888963407ull;
@@ -276,6 +276,8 @@ static void StressThread(void *argument) {
         }
         if (checks % 20000 == 19999) RtlNote("stress: thread %u: %u pages checked, %u errors", (ULONG64)argument, checks + 1, (ULONG64)StressErrors);
     }
+    RtlNote("stress: thread %u rests", (ULONG64)argument);
+    for (;;) RtlSleep(1000);
 }
 
 void NtProcessStartup(PEB *peb) {
