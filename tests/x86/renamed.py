@@ -1,12 +1,34 @@
-"""The types of a kernel with some structures and fields called otherwise, as ReactOS' headers call them, and one of its
-own that Windows has not (`_MEMORY_AREA`)."""
+"""The types of a kernel with some structures and fields called otherwise, as ReactOS' headers call them, and some of
+its own that Windows has not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from coldframe.symbols.model import Enum, Record, SymbolFile, Types
+from coldframe.symbols.model import Base, Enum, Field, Record, Reference, SymbolFile, Type, Types
+
+_WORD = Base("unsigned long", 4, "int", signed=False)
+
+
+def _record(name: str, size: int, **fields: tuple[int, Type]) -> Record:
+    return Record(name, "struct", size, {label: Field(label, *place) for label, place in fields.items()})
+
+
+# ntoskrnl/include/internal/mm.h as GCC 12 lays it out for x86; the fields that are read
+OF_REACTOS = {
+    record.name: record
+    for record in (
+        _record(
+            "_MEMORY_AREA",
+            0x58,
+            Type=(0x28, _WORD),
+            SectionData=(0x40, Reference("_MEMORY_AREA::SectionData", "struct")),
+        ),
+        _record("_MEMORY_AREA::SectionData", 0x18, Segment=(0x8, _WORD)),
+        _record("_MM_SECTION_SEGMENT", 0xA0, FileObject=(0x8, _WORD)),
+    )
+}
 
 
 class Renamed(Types):
@@ -18,8 +40,8 @@ class Renamed(Types):
         self._records = {theirs: own for own, theirs in records.items()}
 
     def find(self, name: str) -> Record | Enum | None:
-        if name == "_MEMORY_AREA":
-            return Record(name, "struct", 0, {})
+        if name in OF_REACTOS:
+            return OF_REACTOS[name]
         if name in self._records.values():
             return None
         found = self._base.find(self._records.get(name, name))

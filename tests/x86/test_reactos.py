@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 
@@ -52,6 +53,26 @@ def test_a_swap_entry_is_not_taken_for_a_transition_pte(reactos, file, slot):
     pages = memory.pages()
     (row,) = [row for row in range(len(pages)) if pages.address[row] == swapped]
     assert (pages.state[row], pages.number[row], pages.offset[row]) == (CODE[State.PAGEFILE], file, (slot - 1) * 4096)
+
+
+def test_a_memory_area_names_the_file_and_promises_no_zeros(reactos):
+    """ReactOS maps files so: its VAD has no control area, and what is not in the tables comes from a segment."""
+    image, area = reactos.image, reactos.private.address
+    segment = image.allocate_pool(0xA0)
+    image.write(segment, struct.pack("<8xI", reactos.file))
+    flags = {"PrivateMemory": 0, "Spare": 2, "VadType": 2}
+    image.write_struct("_MMVAD_SHORT", area, {f"u.VadFlags.{name}": value for name, value in flags.items()})
+    image.write(area + 0x18, bytes(0x40))
+    image.write(area + 0x28, struct.pack("<I", 1))
+    image.write(area + 0x48, struct.pack("<I", segment))
+    symbols = like_reactos(reactos.symbol_file)
+    guest = Guest.open(image.physical(), Store(symbols, named=True, known=False), [reactos.registers])
+    process = guest.process(812)
+    vad = process.vads.find(0x11000)
+    assert (vad.kind, vad.file) == ("Image", "\\Users\\b.txt")
+    assert process.memory.resolve(0x12000).state is State.UNMAPPED
+    with pytest.raises(UnreadableMemoryError, match="no prototype PTE"):
+        process.memory.read(0x12000, 16)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from coldframe.errors import NotFoundError, UnreadableMemoryError
 from coldframe.symbols.model import BitField
 from coldframe.windows.handle import HandleTable
+from coldframe.windows.memoryarea import is_own_section
 from coldframe.windows.objectpath import object_path
 from coldframe.windows.typed import Struct
 
@@ -132,15 +133,18 @@ def control_areas(guest: Guest, processes: Iterable[Process], *, named: bool) ->
 
 
 def control_area_of_object(guest: Guest, body: int) -> int:
-    """The control area behind a section object; 0 where it is on another machine's or partition's file.
+    """The control area behind a section object; 0 where it is on another machine's or partition's file, or has none.
 
     10 and 11 have `_SECTION` with a pointer to it. `_SECTION_OBJECT` before tells of a `_SEGMENT_OBJECT`, but what is
-    there is the `_SEGMENT` (WRK, mm/mi.h: SECTION), which names its control area first.
+    there is the `_SEGMENT` (WRK, mm/mi.h: SECTION), which names its control area first. ReactOS calls that `_SECTION`.
     """
     if guest.types.has_field("_SECTION", "u1"):
         pointer = guest.struct("_SECTION", body).integer("u1.ControlArea")
         return 0 if pointer & _FILE_OBJECT_MARKS else pointer
-    segment = guest.struct("_SECTION_OBJECT", body).integer("Segment")
+    section = guest.struct("_SECTION_OBJECT" if "_SECTION_OBJECT" in guest.types else "_SECTION", body)
+    if is_own_section(guest, section):
+        return 0
+    segment = section.integer("Segment")
     return guest.struct("_SEGMENT", segment).integer("ControlArea") if segment >= guest.kernel_start else 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coldframe.errors import TypeNotFoundError, UnreadableMemoryError
+from coldframe.windows.memoryarea import has_memory_areas
 
 if TYPE_CHECKING:
     from coldframe.windows.guest import Guest
@@ -77,8 +78,10 @@ class FileObject:
     def control_area(self, kind: str) -> int:
         """The kernel address of the file's control area: `kind` is "Data" (also what the cache maps) or "Image".
 
-        0 where it has none, or it cannot be read.
+        0 where it has none (in ReactOS, which keeps a segment of its own there), or it cannot be read.
         """
+        if has_memory_areas(self._guest.types):
+            return 0
         try:
             pointers = self._record.integer("SectionObjectPointer")
             if pointers < self._guest.kernel_start:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from coldframe.errors import UnreadableMemoryError
 from coldframe.memory import PAGE_SIZE
 from coldframe.paging import SubsectionPage
+from coldframe.windows.memoryarea import file_of_memory_area
 from coldframe.windows.typed import Struct
 
 if TYPE_CHECKING:
@@ -200,6 +201,9 @@ class Sections:
     def file_of_vad(self, vad: Struct) -> str | None:
         """The file that a view (an `_MMVAD`) maps; None where there is none, or its name is not in RAM."""
         try:
+            file_object = file_of_memory_area(self._guest, vad)
+            if file_object:
+                return self.file_name(file_object)
             subsection = self._subsection_of(vad)
             if not subsection:
                 return None
