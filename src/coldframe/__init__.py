@@ -15,8 +15,8 @@ with coldframe.boot("win10.qcow2", memory="8G") as guest:  # a boot after which 
 """
 
 from coldframe.dumping import dump
-from coldframe.target import attach, boot, open_image, open_target
+from coldframe.target import AbsentPagesFrom, attach, boot, open_image, open_target
 
 open = open_image  # noqa: A001 - `coldframe.open` reads as what it does
 
-__all__ = ["attach", "boot", "dump", "open", "open_image", "open_target"]
+__all__ = ["AbsentPagesFrom", "attach", "boot", "dump", "open", "open_image", "open_target"]
