@@ -132,6 +132,11 @@ def test_wrong_names_offer_near_ones_and_wrong_uses_say_why(thing):
         thing.Number = 1 << 40
     with pytest.raises(UsageError, match="bytes"):
         thing.Name = 3
+    for wrong in ("5", 1.5, None):
+        with pytest.raises(UsageError, match="integer"):
+            thing.Number = wrong
+        with pytest.raises(UsageError, match="integer"):
+            thing.Low = wrong
     with pytest.raises(IndexError):
         _ = thing.Name[8]
     with pytest.raises(UnreadableMemoryError):

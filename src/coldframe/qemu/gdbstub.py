@@ -174,8 +174,7 @@ class GdbStub:
 
     def write_register_request(self, name: str, value: int) -> bytes:
         """The request that writes one register of the selected vCPU."""
-        field = self.layout.fields[name]
-        return b"P%x=%b" % (field.number, hexlify((value % (1 << 8 * field.size)).to_bytes(field.size, "little")))
+        return b"P%x=%b" % (self.layout.fields[name].number, hexlify(self.layout.encoded(name, value)))
 
     def write_register(self, vcpu: int, name: str, value: int) -> None:
         """Write one register; raises `CapabilityError` when QEMU refuses."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from coldframe.errors import FormatError
+from coldframe.errors import FormatError, NotFoundError, UsageError
 
 _DEEPEST_INCLUDE = 8
 _MOST_REGISTERS = 4096
@@ -21,6 +21,12 @@ _WIDEST = 4096  # bits
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
 """The general registers, in the order of the gdbstub's answer to x86-64."""
 _NARROW = {f"e{name[1:]}": name for name in (*GENERAL[:8], "rip")}
+
+
+class RegisterNotFoundError(NotFoundError, KeyError):
+    """A register that the processor does not have; a `KeyError` too, so that `get` and `in` answer."""
+
+    __str__ = Exception.__str__
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,14 @@ class RegisterLayout:
         self.general = tuple(name for name in GENERAL if name in self.fields)
         self.places = {name: slice(field.offset, field.offset + field.size) for name, field in self.fields.items()}
         self.size = max((field.offset + field.size for field in self.fields.values()), default=0)
+
+    def encoded(self, name: str, value: int) -> bytes:
+        """`value`, signed or not, as the register `name` holds it; raises `UsageError` where it does not fit."""
+        size = self.fields[name].size
+        bits = 8 * size
+        if not -(1 << bits - 1) <= value < 1 << bits:
+            raise UsageError(f"register {name} cannot be {value:#x}: it has {bits} bits")
+        return (value % (1 << bits)).to_bytes(size, "little")
 
     @classmethod
     def read(cls, document: Callable[[str], bytes]) -> RegisterLayout:
@@ -94,7 +108,10 @@ class Registers(Mapping[str, int]):
         self._raw = raw
 
     def __getitem__(self, name: str) -> int:
-        return int.from_bytes(self._raw[self._layout.places[name]], "little")
+        try:
+            return int.from_bytes(self._raw[self._layout.places[name]], "little")
+        except KeyError:
+            raise RegisterNotFoundError("register", name, self._layout.fields) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layout.fields)
@@ -119,6 +136,5 @@ class Registers(Mapping[str, int]):
         """A copy with some registers changed."""
         raw = bytearray(self._raw)
         for name, value in values.items():
-            field = self._layout.fields[name]
-            raw[self._layout.places[name]] = (value % (1 << 8 * field.size)).to_bytes(field.size, "little")
+            raw[self._layout.places[name]] = self._layout.encoded(name, value)
         return Registers(self._layout, bytes(raw))

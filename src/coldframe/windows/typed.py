@@ -138,19 +138,21 @@ class TypedMemory:
                 raise UsageError(f"{len(value)} bytes do not fit a field of {size}")
             memory.write(address, value.ljust(size, b"\0"))
             return
-        if isinstance(kind, BitField):
-            mask = (1 << kind.length) - 1
-            if not 0 <= int(value) <= mask:
-                raise UsageError(f"{value} does not fit a bit-field of {kind.length} bits")
-            unit = self.integer(address, size)
-            value = unit & ~(mask << kind.position) | int(value) << kind.position
-        elif isinstance(kind, Base) and kind.kind == "float":
+        if isinstance(kind, ArrayType) or (isinstance(kind, Reference) and kind.kind != "enum"):
+            raise UsageError(f"{type_name(kind)} is set with bytes or field by field, not with {value!r}")
+        if isinstance(kind, Base) and kind.kind == "float" and isinstance(value, int | float):
             memory.write(address, packing.pack("<f" if size == 4 else "<d", value))
             return
-        elif isinstance(kind, ArrayType) or (isinstance(kind, Reference) and kind.kind != "enum"):
-            raise UsageError(f"{type_name(kind)} is set with bytes or field by field, not with a number")
+        if not isinstance(value, int):
+            raise UsageError(f"{type_name(kind)} is set with an integer or with bytes, not with {value!r}")
+        if isinstance(kind, BitField):
+            mask = (1 << kind.length) - 1
+            if not 0 <= value <= mask:
+                raise UsageError(f"{value} does not fit a bit-field of {kind.length} bits")
+            unit = self.integer(address, size)
+            value = unit & ~(mask << kind.position) | value << kind.position
         try:
-            memory.write(address, int(value).to_bytes(size, "little", signed=value < 0))
+            memory.write(address, value.to_bytes(size, "little", signed=value < 0))
         except OverflowError:
             raise UsageError(f"{value} does not fit {size} bytes") from None
 
