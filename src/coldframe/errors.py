@@ -45,7 +45,7 @@ class NotFoundError(ColdframeError):
     """A name that is not there; near names are offered."""
 
     def __init__(self, what: str, name: str, known: Iterable[str] = (), hint: str = "") -> None:
-        near = get_close_matches(name, list(known), n=3, cutoff=0.6)
+        near = get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.6)
         offer = f"; did you mean {', '.join(near)}?" if near else ""
         super().__init__(f"no {what} {name!r}{offer}{'; ' + hint if hint else ''}")
         self.name = name

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 
 import typer
 
@@ -24,6 +25,9 @@ twentieth of a short call."""
 def main() -> None:
     """Run the command line and end the process with its exit status."""
     gc.set_threshold(_COLLECT_EVERY)
+    for name in ("stdout", "stderr"):  # closed by the caller (`>&-`): Python has None there
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as the process lives
     for number in (signal.SIGTERM, signal.SIGHUP):  # leave every `with` block: guests are let go, folders removed
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda received, _: sys.exit(128 + received))

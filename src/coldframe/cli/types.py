@@ -11,7 +11,7 @@ import typer
 from coldframe.cli.absent import open_target
 from coldframe.cli.options import Json, Pid, SymbolPaths, number
 from coldframe.cli.render import Address, Value, out, print_json, printable
-from coldframe.errors import NotFoundError, UsageError
+from coldframe.errors import ColdframeError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from coldframe.symbols.model import Types
@@ -97,10 +97,8 @@ def _typed(guest: Guest, process: Process | None, name: str) -> tuple[TypedMemor
     module_name, bang, kind = name.rpartition("!")
     if not bang or module_name.lower() == "nt":
         return guest.typed.over(memory), kind
-    from coldframe.windows.typed import TypedMemory  # noqa: PLC0415
-
     module = process.module(module_name) if process is not None else guest.module(module_name)
-    return TypedMemory(memory, module.symbols.types), kind
+    return module.typed.over(memory), kind
 
 
 def _address(guest: Guest, process: Process | None, memory: TypedMemory, text: str) -> int:
@@ -167,22 +165,31 @@ def _show_names(types: Types, pattern: str, *, as_json: bool) -> None:
 
 def _show_values(tree: TypeTree, name: str, starts: Iterable[int], *, as_json: bool, many: bool) -> None:
     size = tree.types.size(name)
+    shown = ((at, list(tree.lines(name, at))) for at in starts)
+    if not many:
+        shown = (_readable(*one) for one in shown)
     if as_json:
         found: list[Value] = [
-            {"type": name, "address": Address(at), "size": size, "fields": _nested(list(tree.lines(name, at)))}
-            for at in starts
+            {"type": name, "address": Address(at), "size": size, "fields": _nested(lines)} for at, lines in shown
         ]
         print_json(found if many else found[0])
         return
-    for at in starts:
+    for at, lines in shown:
         out.print(f"{printable(name)} at {at:#x}, {size:#x} bytes")
-        _print_lines(tree.lines(name, at))
+        _print_lines(lines)
 
 
-def _print_lines(lines: Iterable[Line]) -> None:
+def _readable(at: int, lines: list[Line]) -> tuple[int, list[Line]]:
+    """What is shown of one structure; raises `ColdframeError` where nothing of it can be read."""
+    troubles = [line.trouble for line in lines if line.trouble]
+    if troubles and not any(line.value is not None or line.meaning for line in lines):
+        raise ColdframeError(f"nothing of the structure at {at:#x} can be read: {troubles[0]}")
+    return at, lines
+
+
+def _print_lines(found: list[Line]) -> None:
     from coldframe.windows.typetree import written  # noqa: PLC0415
 
-    found = list(lines)
     width = max((len(line.name) + 3 * line.depth for line in found), default=0)
     for line in found:
         indent = "   " * line.depth

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from coldframe.errors import FormatError, SymbolFileNotFoundError, TypeNotFoundError, UnreadableMemoryError
 from coldframe.symbols.model import PdbIdentity, SymbolFile, Types
 from coldframe.windows.pe import PeImage
-from coldframe.windows.typed import Struct
+from coldframe.windows.typed import Struct, TypedMemory
 
 if TYPE_CHECKING:
     from coldframe.paging import AddressSpace
@@ -70,6 +70,18 @@ class Module:
                 f"no symbols for {self.name}: its CodeView record, which names its PDB, is absent or not in RAM"
             )
         return self.guest.symbol_file(identity)
+
+    @property
+    def typed(self) -> TypedMemory:
+        """The module's types over its address space; raises as `symbols` does."""
+        return TypedMemory(self.memory, self.symbols.types)
+
+    def struct(self, name: str, address: int) -> Struct:
+        """The structure `name` of the module's types at `address`; raises as `symbols` does, and `TypeNotFoundError`.
+
+        `process.module("ntdll").struct("_TEB", thread.teb)` is what kd's `dt ntdll!_TEB` shows.
+        """
+        return self.typed.struct(name, address)
 
     def symbol(self, name: str) -> int:
         """The address of symbol `name`; raises `SymbolNotFoundError` with near names."""

@@ -6,8 +6,9 @@ read says why and ends nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from coldframe.errors import TypeNotFoundError, UnreadableMemoryError
 from coldframe.symbols.model import (
@@ -23,7 +24,7 @@ from coldframe.symbols.model import (
     Type,
     Types,
 )
-from coldframe.windows.fields import type_name
+from coldframe.windows.fields import FieldTable, type_name
 from coldframe.windows.typed import Struct, TypedMemory
 
 MOST_ELEMENTS = 64
@@ -53,8 +54,8 @@ class Line:
 class TypeTree:
     """Members of structures of one module's types, with the values in `memory` if there is one.
 
-    `depth` counts the levels of structures within structures that are opened; `only` names the outermost members that
-    are wanted (all, when empty).
+    `depth` counts the levels of structures within structures that are opened; `only` names the members that are wanted
+    (all, when empty), those of structures within by a dotted path (`Pcb.DirectoryTableBase`).
     """
 
     types: Types
@@ -65,19 +66,17 @@ class TypeTree:
     def lines(self, name: str, address: int = 0) -> Iterator[Line]:
         """The members of record `name` (at `address`), in the order of their offsets; raises `TypeNotFoundError`."""
         record = self.types.record(name)
-        for wanted in self.only:
-            if wanted not in record.fields:
-                raise TypeNotFoundError(f"field in {record.name}", wanted, record.fields)
-        lines = self._members(record, address, 0, 0)
-        for line, _ in zip(lines, range(_MOST_LINES), strict=False):
-            yield line
+        members = self._chosen(record) if self.only else sorted(record.fields.values(), key=place)
+        return islice(self._each(members, address, 0, 0), _MOST_LINES)
 
-    def _members(self, record: Record, address: int, offset: int, depth: int) -> Iterator[Line]:
-        for member in sorted(record.fields.values(), key=place):
-            if depth or not self.only or member.name in self.only:
-                yield from self._member(
-                    member.name, member.type, address + member.offset, offset + member.offset, depth
-                )
+    def _chosen(self, record: Record) -> list[Field]:
+        """The members that are wanted, each once, under the name that they are asked by."""
+        fields = FieldTable(self.types)
+        return [Field(path, *fields.lookup(record, path)) for path in dict.fromkeys(self.only)]
+
+    def _each(self, members: Iterable[Field], address: int, offset: int, depth: int) -> Iterator[Line]:
+        for member in members:
+            yield from self._member(member.name, member.type, address + member.offset, offset + member.offset, depth)
 
     def _member(self, name: str, kind: Type, address: int, offset: int, depth: int) -> Iterator[Line]:
         yield self._line(name, kind, address, offset, depth)
@@ -86,7 +85,7 @@ class TypeTree:
         if isinstance(kind, Reference) and kind.kind != "enum":
             inner = self.types.find(kind.name)
             if isinstance(inner, Record):
-                yield from self._members(inner, address, offset, depth + 1)
+                yield from self._each(sorted(inner.fields.values(), key=place), address, offset, depth + 1)
         elif isinstance(kind, Array):
             stride = self.types.size(kind.element)
             for index in range(min(kind.count, MOST_ELEMENTS)):
