@@ -115,6 +115,36 @@ def test_info_tells_the_machine_and_how_its_memory_is_read(minint: Minint) -> No
     assert facts["build"] == 19041
 
 
+def test_structures_are_shown_by_members_of_members_and_refused_where_nothing_is(minint: Minint) -> None:
+    system = "poi(nt!PsInitialSystemProcess)"
+    shown = answer(minint, "dt", "_EPROCESS", system, "Pcb.DirectoryTableBase", "UniqueProcessId")
+    whole = answer(minint, "dt", "_EPROCESS", system, "-r", "1")
+    assert isinstance(shown, dict) and isinstance(whole, dict)
+    assert [field["name"] for field in shown["fields"]] == ["Pcb.DirectoryTableBase", "UniqueProcessId"]
+    pcb = next(field for field in whole["fields"] if field["name"] == "Pcb")
+    inner = next(field for field in pcb["fields"] if field["name"] == "DirectoryTableBase")
+    assert shown["fields"][0] == inner | {"name": "Pcb.DirectoryTableBase"}
+    for words, said in (
+        (("0xffffffffffffffff",), "nothing of the structure"),
+        (("0",), "nothing of the structure"),
+        ((system, "Pcb.DirectoryTable"), "did you mean DirectoryTableBase"),
+    ):
+        assert said in complaint(command(minint, "dt", "_EPROCESS", *words))
+    assert "did you mean svchost.exe, services.exe, smss.exe?" in complaint(
+        command(minint, "trace", "NtWriteFile", "-P", "svchos.exe")
+    )
+
+
+@pytest.mark.parametrize("closed", ["", "stdout", "stderr"])
+def test_nobody_needs_to_listen(minint: Minint, closed: str) -> None:
+    words = [sys.executable, "-m", "coldframe", *command(minint, "trace", "NtWriteFile", "--limit", "1")]
+    redirected = {"": ">&- 2>&-", "stdout": ">&-", "stderr": "2>&-"}[closed]
+    line = ["sh", "-c", f'"$@" {redirected}', "sh", *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_page_has_the_fields_that_scripts_rely_on(minint: Minint) -> None:
     page = answer(minint, "pte", "NtWriteFile")
     assert isinstance(page, dict)

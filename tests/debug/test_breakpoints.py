@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from coldframe.debug import LiveGuest
+from coldframe.debug import Hit, LiveGuest
 from coldframe.errors import UsageError
-from coldframe.minint import Minint, start
+from coldframe.minint import start
 from coldframe.target import attach
 from coldframe.trace import trace
 
@@ -19,17 +20,7 @@ pytestmark = pytest.mark.minint
 TICKS = 0xFFFFF780_00000320
 """KUSER_SHARED_DATA.TickCount, which every timer interrupt advances."""
 
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Minint]:
-    with start(vcpus=2, options="PACE=5 THREADS=3") as running:
-        yield running
-
-
-@pytest.fixture
-def guest(machine: Minint) -> Iterator[LiveGuest]:
-    with attach(machine.qmp, symbols=[machine.symbols_folder]) as live:
-        yield live
+OPTIONS = "PACE=5 THREADS=3"
 
 
 def test_a_condition_chooses_hits_by_the_functions_parameters(guest: LiveGuest) -> None:
@@ -47,6 +38,8 @@ def test_a_condition_chooses_hits_by_the_functions_parameters(guest: LiveGuest) 
 
 
 def test_a_condition_that_cannot_be_read_or_fails_says_so(guest: LiveGuest) -> None:
+    with pytest.raises(UsageError, match="function of the hit or a Python expression"):
+        guest.break_on("NtWriteFile", condition=3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="cannot read the condition"):
         guest.break_on("NtWriteFile", condition="Length >")
     with guest.break_on("NtWriteFile", condition="Lenght > 4") as hits, pytest.raises(UsageError, match="Length"):
@@ -63,6 +56,34 @@ def test_a_breakpoint_for_once_is_gone_after_its_first_hit(guest: LiveGuest) -> 
         time.sleep(0.2)
         guest.pause()
         assert point.hits == 1
+
+
+def test_going_through_the_hits_of_one_for_once_ends_behind_the_first(guest: LiveGuest) -> None:
+    with guest.break_on("NtWriteFile", once=True) as point:
+        assert len(list(point)) == 1
+    with guest.break_on("NtWriteFile", once=True) as point:
+        assert len(list(guest.events(point))) == 1
+
+
+def test_what_is_not_set_is_not_waited_for_for_ever(guest: LiveGuest) -> None:
+    point = guest.break_on("NtWriteFile")
+    with pytest.raises(UsageError, match="no breakpoint is set"):
+        point.wait()
+    with point:
+        assert point.wait(20) is not None
+    with pytest.raises(UsageError, match="no breakpoint is set"):
+        next(iter(point))
+    with pytest.raises(UsageError, match="no breakpoint is set"):
+        guest.system_events("process").wait()
+
+
+def test_a_limit_of_time_may_be_endless_and_must_be_a_time(guest: LiveGuest) -> None:
+    for endless in (math.inf, 1e30):
+        assert guest.run_to("NtWriteFile", timeout=endless) is not None
+    for wrong in (math.nan, -1):
+        with pytest.raises(UsageError, match="seconds"):
+            guest.run_to("NtWriteFile", timeout=wrong)
+    assert not guest.active
 
 
 def test_a_breakpoint_on_data_stops_behind_each_write(guest: LiveGuest) -> None:
@@ -92,6 +113,74 @@ def test_every_call_comes_back_to_its_own_thread_with_its_result(guest: LiveGues
             assert int.from_bytes(status[8:], "little") == call.noted[6] & 0xFFFF_FFFF
             threads.add(call.entered.thread.tid)
         assert len(threads) == 3
+    assert not guest.active
+
+
+RECURSIVE = bytes.fromhex("4883ec28 85c9 740e ffc9 e8f1ffffff ffc0 4883c428 c3 31c0 4883c428 c3")
+"""f(n) = n ? f(n - 1) + 1 : 0: sub rsp, 40; test ecx, ecx; jz; dec ecx; call f; inc eax; add rsp, 40; ret."""
+
+
+@pytest.fixture
+def recursion(guest: LiveGuest) -> Iterator[tuple[Hit, int]]:
+    """A hit in a thread of notepad.exe that goes on with f(6) as if it had called it, and where f is; then undone."""
+    process = guest.process("notepad.exe")
+    hit = guest.run_to("notepad!NpFlushBuffer", process, timeout=20)
+    assert hit is not None
+    page = hit.address & ~0xFFF
+    place = page + process.memory.read(page, 0x1000).index(bytes(len(RECURSIVE) + 16)) + 16
+    process.memory.write(place, RECURSIVE)
+    before = dict(hit.registers)
+    stack = before["rsp"] - 0x100
+    hit.memory.write(stack, hit.address.to_bytes(8, "little"))
+    hit.write_registers({"rip": place, "rcx": 6, "rsp": stack})
+    yield hit, place
+    back = guest.run_to(hit.address, thread=hit.thread, timeout=20)
+    assert back is not None
+    back.write_registers({name: before[name] for name in ("rax", "rcx", "rsp", "eflags")})
+    process.memory.write(place, bytes(len(RECURSIVE)))
+
+
+def test_each_call_of_a_recursive_function_ends_with_its_own_result(
+    guest: LiveGuest, recursion: tuple[Hit, int]
+) -> None:
+    entered, place = recursion
+    with guest.calls(place, thread=entered.thread) as calls:
+        found = [calls.wait(20) for _ in range(7)]
+    assert [call and (call.noted[0], call.result) for call in found] == [(n, n) for n in range(7)]
+
+
+def test_the_outermost_call_of_a_recursive_function_is_waited_for_alone(
+    guest: LiveGuest, recursion: tuple[Hit, int]
+) -> None:
+    entered, place = recursion
+    with guest.break_on(place, thread=entered.thread, once=True) as begin:
+        hit = begin.wait(20)
+    assert hit is not None
+    returned = hit.wait_return(20)
+    assert returned is not None
+    assert (returned.address, returned.result) == (entered.address, 6)
+
+
+def test_a_breakpoint_on_a_page_that_is_not_in_ram_is_hit_when_it_has_come() -> None:
+    options = "SPAWN=1 SPAWNWAIT=4000 STATES=0 SERVICES=0 PACE=500"
+    with start(vcpus=2, options=options) as machine, attach(machine.qmp, symbols=[machine.symbols_folder]) as guest:
+        process = guest.wait_for_process("brief.exe", timeout=60)
+        assert process is not None
+        with guest.break_on("brief!BrWork", process) as working:
+            page = process.memory.resolve(working.address)
+            assert (page.state, page.physical) == ("subsection", None)
+            hit = working.wait(60)
+            assert hit is not None
+            assert process.memory.resolve(working.address).physical is not None
+
+
+def test_calls_are_followed_to_their_ends_also_while_the_guest_runs_for_something_else(guest: LiveGuest) -> None:
+    with guest.calls("NtWriteFile", "notepad.exe") as calls:
+        for call, _ in zip(calls, range(12), strict=False):
+            assert call.result & 0xFFFF_FFFF == 0  # another system call's would tell NtUnlockVirtualMemory's failure
+            assert call.returned.ethread == call.entered.ethread
+            for _ in range(3):
+                assert guest.run_to("NtUnlockVirtualMemory", "notepad.exe", timeout=20) is not None
     assert not guest.active
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,24 +15,12 @@ from coldframe.debug.events import decode_driver_unload, decode_image
 from coldframe.errors import NotFoundError, SymbolNotFoundError, UnreadableMemoryError, UsageError
 from coldframe.memory import PhysicalMemory, Run
 from coldframe.memoryfile import MemoryFile
-from coldframe.minint import Minint, start
-from coldframe.target import attach
 from debug.test_trace import Call
 
 pytestmark = pytest.mark.minint
 
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Minint]:
-    with start(vcpus=2, options="PACE=5 THREADS=3 STATES=0") as running:
-        running.wait_for("write", timeout=60)
-        yield running
-
-
-@pytest.fixture
-def guest(machine: Minint) -> Iterator[LiveGuest]:
-    with attach(machine.qmp, symbols=[machine.symbols_folder]) as live:
-        yield live
+OPTIONS = "PACE=5 THREADS=3 STATES=0"
+READY = "write"
 
 
 def test_registers_are_read_and_written_by_name(guest: LiveGuest) -> None:
@@ -42,6 +30,56 @@ def test_registers_are_read_and_written_by_name(guest: LiveGuest) -> None:
     assert "R11=" + f"{before ^ 0xFF:016x}" in guest.vm.monitor("info registers -a")
     guest.write_registers(1, {"r11": before})
     assert {"cr0", "cr3", "fs_base", "k_gs_base", "mxcsr", "st0", "xmm0"} <= set(guest.registers(0))
+
+
+def test_what_no_register_holds_is_refused_and_nothing_is_written(guest: LiveGuest) -> None:
+    before = dict(guest.registers(0))
+    for name, value in (("rax", 1 << 64), ("rax", -(1 << 63) - 1), ("cs", 1 << 32), ("xmm0", 1 << 128)):
+        with pytest.raises(UsageError, match=f"register {name} cannot be"):
+            guest.write_registers(0, {name: value})
+    assert dict(guest.registers(0)) == before
+    guest.write_registers(0, {"r11": -1})
+    assert guest.registers(0)["r11"] == (1 << 64) - 1
+    guest.write_registers(0, {"r11": before["r11"]})
+    with pytest.raises(NotFoundError, match="did you mean rax"):
+        guest.registers(0)["raxx"]
+    assert guest.registers(0).get("raxx") is None
+    assert "raxx" not in guest.registers(0)
+
+
+def test_vector_registers_of_each_vcpu_are_as_the_monitor_shows_them(guest: LiveGuest) -> None:
+    for vcpu in range(guest.vcpus):
+        before = guest.registers(vcpu)["xmm7"]
+        value = 0x0123456789ABCDEF_FEDCBA98_76543210 + vcpu
+        guest.write_registers(vcpu, {"xmm7": value})
+        vectors = guest.vector_registers(vcpu)
+        assert vectors["xmm7"] == guest.registers(vcpu)["xmm7"] == value
+        assert {f"xmm{number}" for number in range(16)} <= set(vectors)
+        guest.write_registers(vcpu, {"xmm7": before})
+
+
+def test_registers_of_the_x87_are_read_and_written(guest: LiveGuest) -> None:
+    before = guest.registers(0)["st0"]
+    pi = 0x4000_C90FDAA22168C235  # 80-bit: sign and exponent, then the significand with its leading one
+    guest.write_registers(0, {"st0": pi})
+    shown = re.search(r"FPR0=([0-9a-f]{16}) ([0-9a-f]{4})", guest.vm.monitor("info registers"))
+    assert shown is not None
+    assert int(shown[2] + shown[1], 16) == guest.registers(0)["st0"] == pi
+    guest.write_registers(0, {"st0": before})
+
+
+def test_a_structure_of_any_modules_types_is_read_and_written(guest: LiveGuest) -> None:
+    process = guest.process("notepad.exe")
+    peb = process.module("ntdll").struct("_PEB", process.eprocess.Peb)
+    base = process.module("notepad").base
+    assert peb.ImageBaseAddress == base
+    loader = peb.Ldr.struct()
+    entry = next(loader.InLoadOrderModuleList.entries("_LDR_DATA_TABLE_ENTRY", "InLoadOrderLinks"))
+    assert (entry.DllBase, entry.BaseDllName.text) == (base, "notepad.exe")
+    peb.ImageBaseAddress = base + 5
+    assert process.memory.u64(peb.address_of("ImageBaseAddress")) == base + 5
+    peb.ImageBaseAddress = base
+    assert guest.kernel.struct("_EPROCESS", process.eprocess.address) == process.eprocess
 
 
 def test_model_specific_registers_are_those_that_the_kernel_set(guest: LiveGuest) -> None:
@@ -92,6 +130,16 @@ def test_arguments_and_words_of_stack_are_read_and_written(guest: LiveGuest) -> 
     assert hit.args[5] == old + 1
     hit.args[5] = old
     assert hit.stack[6] == old
+    before = hit.args[4:7]
+    hit.args[4:7] = [before[0], old + 2, before[2]]
+    assert hit.args[4:7] == [before[0], old + 2, before[2]]
+    hit.args[4:7] = before
+    assert hit.stack[6] == old
+    with pytest.raises(UsageError, match="2 arguments are not set by 3"):
+        hit.args[0:2] = [1, 2, 3]
+    assert hit.stack[0:9] == [hit.stack[number] for number in range(9)]
+    with pytest.raises(UsageError, match="slot 3 cannot be"):
+        hit.stack[3] = 1 << 64
     with pytest.raises(UsageError, match="name the end"):
         hit.args[0:]
     with pytest.raises(IndexError):

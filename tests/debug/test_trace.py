@@ -14,7 +14,8 @@ from builder.windows import WindowsBuilder
 from coldframe.debug import Breakpoint, Hit, StackWalker
 from coldframe.debug.current import Arrival
 from coldframe.debug.prototypes import prototype
-from coldframe.trace import FileWrites, argument_text, event, write_of
+from coldframe.errors import ColdframeError
+from coldframe.trace import FileWrites, SavedFiles, argument_text, event, write_of
 from coldframe.trace.decode import arguments
 from coldframe.trace.files import safe_name
 from coldframe.windows import Guest
@@ -194,6 +195,12 @@ def test_a_saved_name_is_one_harmless_file_name(name):
     safe = safe_name(name)
     assert safe and not set(safe) & set('/\\:*?"<>|\0') and safe not in (".", "..") and len(safe) <= 201
     assert not safe.startswith((".", " "))
+
+
+def test_where_no_folder_can_be_is_said(tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(ColdframeError, match="expected a folder"):
+        SavedFiles(tmp_path / "taken")
 
 
 def test_two_files_never_share_a_saved_name(tmp_path):

@@ -23,17 +23,7 @@ pytestmark = pytest.mark.minint
 
 STUB = re.compile(r"(ntdll!Nt\w+)\+0x[0-9a-f]+")
 
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Minint]:
-    with start(vcpus=2, options="PACE=5 THREADS=3") as running:
-        yield running
-
-
-@pytest.fixture
-def guest(machine: Minint) -> Iterator[LiveGuest]:
-    with attach(machine.qmp, symbols=[machine.symbols_folder]) as live:
-        yield live
+OPTIONS = "PACE=5 THREADS=3 SPAWN=100000 SPAWNPACE=500"
 
 
 def test_every_system_call_is_named_as_the_stub_of_ntdll_that_made_it(guest: LiveGuest) -> None:
@@ -219,6 +209,24 @@ def test_system_calls_of_a_process_end_with_it_and_modules_are_told_before_they_
         assert list(tracer.events(duration=60))
         assert not guest.active
     assert run(["trace", str(spawning.qmp), "processes", "--if", "vcpu == 0", *common]) == 2
+
+
+def test_a_process_that_starts_later_is_followed_from_its_beginning(
+    machine: Minint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trace", str(machine.qmp), "-s", str(machine.symbols_folder), "-P", "brief.exe", "--wait", "--json"]
+    assert run([*words, "ntdll!NtTerminateProcess", "--limit", "1", "--duration", "60"]) == 0
+    (called,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (called["process"], called["function"]) == ("brief.exe", "ntdll!NtTerminateProcess")
+    assert run([*words, "syscalls", "--duration", "60"]) == 0
+    *told, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len({event["pid"] for event in told}) == 1
+    assert told[0]["pid"] > called["pid"]
+    assert "nt!NtCreateThreadEx" in last["summary"]["services"]  # made by its first thread
+    assert run([*words, "NtClose", "-P", "nobody.exe", "--duration", "0.2"]) == 1
+    assert "none has started within 0.2 s" in capsys.readouterr().err
+    assert run([*words, "processes"]) == 2
+    assert run([*words, "NtClose", "-P", "4"]) == 2
 
 
 def test_drivers_that_go_and_come_are_told_as_the_log_tells_them() -> None:

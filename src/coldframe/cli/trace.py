@@ -13,7 +13,7 @@ import typer
 from coldframe.cli.absent import attach
 from coldframe.cli.options import JsonLines, SymbolPaths, Target
 from coldframe.cli.render import err, out, print_json, printable
-from coldframe.errors import UsageError
+from coldframe.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug import LiveGuest
@@ -31,7 +31,7 @@ TRACERS = {
 }
 """The ready tracers and what each follows."""
 _COMINGS = ("modules", "processes")
-"""Those whose process need not have started yet, and which know no condition."""
+"""Those that follow every process of a name, also ones that start later, and which know no condition."""
 
 
 def register(app: typer.Typer) -> None:
@@ -45,6 +45,7 @@ class Wanted:
 
     functions: list[str]
     process: str | int | None
+    wait: bool
     condition: str | None
     results: bool
     limit: int | None
@@ -75,6 +76,9 @@ def trace(
     process: Annotated[
         str | None, typer.Option("--process", "-P", metavar="NAME|PID", help="Only calls of this process.")
     ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", "-w", help="Wait for a process of that name to start, and follow it from there.")
+    ] = False,
     condition: Annotated[
         str | None,
         typer.Option("--if", metavar="EXPRESSION", help="Only calls for which it holds: 'Length > 100 and vcpu == 0'."),
@@ -102,21 +106,23 @@ def trace(
     coldframe trace win10.qmp NtCreateFile --results --if "DesiredAccess & 0x40000000 and process.pid != 4"
     coldframe trace win10.qmp files --process notepad.exe --save written/
     coldframe trace win10.qmp syscalls --process 812 --duration 5 --json
-    coldframe trace win10.qmp heap --process notepad.exe --duration 60
+    coldframe trace win10.qmp heap --process notepad.exe --wait
     coldframe trace win10.qmp network -o capture.pcapng --duration 60
     coldframe trace win10.qmp processes --duration 60
     coldframe trace win10.qmp modules --process notepad.exe --limit 20 --json
     """
-    wanted = Wanted(functions, process_of(process), condition, results, limit, duration, save, output)
+    wanted = Wanted(functions, process_of(process), wait, condition, results, limit, duration, save, output)
     if wanted.tracer != "files" and save is not None:
         raise UsageError("--save belongs to the tracer files: coldframe trace TARGET files --save FOLDER")
     if wanted.tracer != "network" and output is not None:
         raise UsageError("--output belongs to the tracer network: coldframe trace TARGET network -o FILE")
+    if wait and (not isinstance(wanted.process, str) or wanted.tracer in _COMINGS):
+        raise UsageError("--wait is for a process that starts later: name it with --process NAME")
     with attach(target, symbols=symbols) as guest, _until_interrupted():
         if wanted.tracer in _COMINGS:
             _run(guest, wanted.process, wanted, as_json=as_json)
             return
-        only = None if wanted.process is None else guest.process(wanted.process)
+        only = _started(guest, wanted) if wait else None if wanted.process is None else guest.process(wanted.process)
         if wanted.tracer is None:
             _trace_functions(guest, only, wanted, as_json=as_json)
         else:
@@ -131,10 +137,21 @@ def _until_interrupted() -> Iterator[None]:
         err.print("[dim]ended by Ctrl-C; the guest runs on[/dim]")
 
 
+def _started(guest: LiveGuest, wanted: Wanted) -> Process:
+    """The process of that name that starts next, before its first instruction."""
+    name = str(wanted.process)
+    err.print(f"[dim]waiting for {printable(name)} to start; Ctrl-C ends[/dim]")
+    process = guest.wait_for_process(name, timeout=wanted.duration)
+    if process is None:
+        raise NotFoundError("process", name, hint=f"none has started within {wanted.duration} s")
+    return process
+
+
 def _trace_functions(guest: LiveGuest, only: Process | None, wanted: Wanted, *, as_json: bool) -> None:
     from coldframe.trace import trace as events  # noqa: PLC0415 - only a trace needs the tracers
 
-    _announce(", ".join(guest.locate(function, only)[1] for function in wanted.functions), only)
+    named = wanted.functions if wanted.wait else [guest.locate(function, only)[1] for function in wanted.functions]
+    _announce(", ".join(named), only)
     found = events(
         guest,
         wanted.functions,
@@ -143,6 +160,7 @@ def _trace_functions(guest: LiveGuest, only: Process | None, wanted: Wanted, *, 
         duration=wanted.duration,
         condition=wanted.condition,
         results=wanted.results,
+        pending=wanted.wait,
     )
     count = 0
     try:

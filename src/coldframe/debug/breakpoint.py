@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from coldframe.debug.condition import Condition
+from coldframe.debug.condition import condition as as_function
 from coldframe.debug.current import Arrival
 from coldframe.debug.hit import Hit
 
 if TYPE_CHECKING:
     from coldframe.debug.live import LiveGuest
     from coldframe.qemu import Breakpoint as Inserted
-
-
-Condition = Callable[[Hit], bool]
-"""Whether a hit is wanted; the guest is paused while it is asked."""
 
 
 class Breakpoint:
@@ -39,7 +37,7 @@ class Breakpoint:
         length: int = 1,
         eprocess: int = 0,
         ethread: int = 0,
-        condition: Condition | None = None,
+        condition: Condition | str | None = None,
         once: bool = False,
     ) -> None:
         self.guest = guest
@@ -51,12 +49,19 @@ class Breakpoint:
         self.hits = 0
         self.eprocess = eprocess
         self.ethread = ethread
-        self._condition = condition
+        self._condition = as_function(condition)
+        self.on_arrival: Callable[[Hit], None] | None = None
+        """Called with each hit as it is queued, while the guest stands there."""
         self._queue: deque[Hit] = deque()
         self._inserted: Inserted | None = None
 
     def __repr__(self) -> str:
         return f"<Breakpoint {self.name} at {self.address:#x}>"
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is in the guest, or waits to be: from `insert` to `remove`."""
+        return self._inserted is not None
 
     def insert(self) -> None:
         """Set it in the guest; raises `CapabilityError` when QEMU has no more of its kind, and nothing is set then."""
@@ -93,9 +98,14 @@ class Breakpoint:
     def __iter__(self) -> Iterator[Hit]:
         while (hit := self.wait()) is not None:
             yield hit
+            if not self.is_set:
+                return
 
     def wait(self, timeout: float | None = None) -> Hit | None:
-        """The next hit; None when `timeout` seconds passed without one. The guest is paused in either case."""
+        """The next hit; None when `timeout` seconds passed without one. The guest is paused in either case.
+
+        Raises `UsageError` where it is not set, or not any more: for ever would be a long time.
+        """
         return self.guest.next_hit((self,), timeout)
 
     def covers(self, address: int) -> bool:
@@ -112,6 +122,8 @@ class Breakpoint:
         if self._condition is not None and not self._condition(hit):
             return
         self.hits += 1
+        if self.on_arrival is not None:
+            self.on_arrival(hit)
         self._queue.append(hit)
 
     @property

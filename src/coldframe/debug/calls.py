@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
+from coldframe.debug.deadline import Deadline
 from coldframe.debug.hit import Hit
 from coldframe.debug.prototypes import prototype
 
@@ -77,6 +77,8 @@ class Calls(Generic[_Noted]):
         self.ended = False
 
     def __enter__(self) -> Self:
+        for entry in self._entries:
+            entry.on_arrival = self._begun
         with ExitStack() as undo:
             for entry in (*self._entries, *self._exit):
                 entry.insert()
@@ -100,41 +102,43 @@ class Calls(Generic[_Noted]):
 
         The guest is paused in either case.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         while not self.ended:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            hit = self._next(left)
+            hit = self._next(deadline)
             if hit is None:
                 return None
             call = self._open.pop(hit.breakpoint, None)
             if call is not None:
                 call.returned = hit
                 return call
-            entered = self._taken_for(hit)
-            if entered is None:
-                continue
-            if len(self._open) >= _MOST_OPEN:
-                oldest = next(iter(self._open))
-                oldest.remove()
-                del self._open[oldest]
-            returned = entered.break_on_return()
-            returned.insert()
-            self._open[returned] = Call(entered, self._note(entered))
         return None
 
-    def _next(self, timeout: float | None) -> Hit | None:
+    def _begun(self, hit: Hit) -> None:
+        """Follow a call to its end. Done as it begins, whoever lets the guest run then: later it may have returned."""
+        entered = self._taken_for(hit)
+        if entered is None:
+            return
+        if len(self._open) >= _MOST_OPEN:
+            oldest = next(iter(self._open))
+            oldest.remove()
+            del self._open[oldest]
+        returned = entered.break_on_return()
+        returned.insert()
+        self._open[returned] = Call(entered, self._note(entered))
+
+    def _next(self, deadline: Deadline) -> Hit | None:
         """The next hit of a call's beginning or end; None as `wait` says."""
         points = (*self._entries, *self._open, *self._exit)
         glances = self._process is not None and not self._exit
         while True:
-            some = min(_GLANCE, _GLANCE if timeout is None else timeout) if glances else timeout
-            hit = self.guest.next_hit(points, some)
+            left = deadline.left
+            some = Deadline(_GLANCE if glances and (left is None or left > _GLANCE) else left)
+            hit = self.guest.next_hit(points, some.left)
             if hit is not None and hit.breakpoint in self._exit:
                 self.ended, hit = True, None
             elif hit is None and glances:
                 self.ended = not any(process == self._process and process.alive for process in self.guest.processes)
-                if not self.ended and (timeout is None or timeout > _GLANCE):
-                    timeout = None if timeout is None else timeout - _GLANCE
+                if not self.ended and some.passed and not deadline.passed:  # else somebody interrupted
                     continue
             return hit
 

@@ -1,4 +1,4 @@
-"""Conditions of breakpoints as users write them: a Python expression over one hit.
+"""Conditions of breakpoints as users write them: a function of the hit, or a Python expression over one.
 
 Names in it: `hit`, `process`, `thread`, `registers`, `memory`, `args` (by number: `args[6] > 100`), and the function's
 parameters by the names of its prototype (`Length > 100`). It is the user's own expression, run in the user's process.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from coldframe.debug.prototypes import prototype
 from coldframe.errors import ColdframeError, UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug.hit import Hit
+
+Condition: TypeAlias = "Callable[[Hit], bool]"
+"""Whether a hit is wanted; the guest is paused while it is asked."""
 
 _ATTRIBUTES = ("process", "thread", "registers", "memory", "args", "vcpu", "address")
 
@@ -43,8 +46,16 @@ class Names(Mapping[str, object]):
         return 1 + len(_ATTRIBUTES) + len(self._parameters)
 
 
-def condition(expression: str) -> Callable[[Hit], bool]:
-    """`expression` as a condition; raises `UsageError` where it is no expression, and at a hit where it fails."""
+def condition(wanted: Condition | str | None) -> Condition | None:
+    """What is `wanted` as a function; raises `UsageError` where it is no expression, and at a hit where it fails."""
+    if isinstance(wanted, str):
+        return _of_expression(wanted)
+    if wanted is not None and not callable(wanted):
+        raise UsageError(f"a condition is a function of the hit or a Python expression, not {wanted!r}")
+    return wanted
+
+
+def _of_expression(expression: str) -> Condition:
     try:
         code: CodeType = compile(expression, "<condition>", "eval")
     except (SyntaxError, ValueError) as error:

@@ -15,11 +15,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from coldframe.debug.current import process_at, thread_at
+from coldframe.debug.deadline import Deadline
 from coldframe.errors import NotFoundError, SymbolNotFoundError, UnreadableMemoryError
 from coldframe.windows.process import Process, Thread
 
 if TYPE_CHECKING:
-    from coldframe.debug.breakpoint import Breakpoint, Condition
+    from coldframe.debug.breakpoint import Breakpoint
+    from coldframe.debug.condition import Condition
     from coldframe.debug.hit import Hit
     from coldframe.debug.live import LiveGuest
 
@@ -178,3 +180,13 @@ class Events:
             return told
 
         return wanted
+
+
+def wait_for_process(guest: LiveGuest, name: str, timeout: float | None) -> Process | None:
+    """See `LiveGuest.wait_for_process`."""
+    deadline = Deadline(timeout)
+    with Events(guest, ("process",), None) as events:
+        while (event := events.wait(deadline.left)) is not None:
+            if event.process is not None and event.process.is_called(name):
+                return event.process if event.hit.wait_return(deadline.left) is not None else None
+    return None

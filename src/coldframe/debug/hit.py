@@ -11,7 +11,7 @@ from coldframe.debug.callstack import Frame
 from coldframe.debug.current import Arrival, process_at, thread_at
 from coldframe.debug.prototypes import prototype
 from coldframe.debug.wow64stack import word_size
-from coldframe.errors import NotFoundError
+from coldframe.errors import NotFoundError, UsageError
 from coldframe.paging import AddressSpace
 from coldframe.windows.process import Process, Thread
 
@@ -123,13 +123,14 @@ class Hit:
 
     def write_registers(self, values: Mapping[str, int]) -> None:
         """Set registers of the vCPU, before the guest runs on; on error those before the one named were written."""
-        self.guest.vm.write_registers(self.vcpu, values)
-        self.registers = self.guest.vm.registers(self.vcpu)
+        self.guest.write_registers(self.vcpu, values)
+        self.registers = self.guest.registers(self.vcpu)
 
     def wait_return(self, timeout: float | None = None) -> Hit | None:
         """Run the guest until this call of the function has returned; its result is `registers["rax"]` of the answer.
 
         None when `timeout` seconds passed first. Hits of other breakpoints meanwhile stay queued with them, `late`.
+        Raises `UsageError` where this hit is late itself: the call may have returned by now.
         """
         with self.break_on_return() as returned:
             return returned.wait(timeout)
@@ -138,8 +139,10 @@ class Hit:
         """A breakpoint, not set yet, that is hit once: where this call of the function has returned.
 
         Right under recursion and with several threads: only this thread, and only with this call's stack gone. To be
-        made at the function's first instruction.
+        made at the function's first instruction; raises `UsageError` where the guest has run on since.
         """
+        if self.late:
+            raise UsageError(f"the guest ran on since this hit of {self.function}; `calls` follows calls to their ends")
         stack = self.registers["rsp"]
         return self.guest.break_on(
             self.return_address,

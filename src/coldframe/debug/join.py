@@ -6,7 +6,6 @@ User mode: at the instruction where a thread that is in the kernel now goes on i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -42,8 +41,7 @@ def join(guest: LiveGuest, process: Process, mode: str, timeout: float | None) -
             points = [stack.enter_context(point) for point in _returns(guest, process)]
         if not points:
             raise NotFoundError(f"way into {mode} mode", process.name, hint="it has no thread that was there")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        return guest.next_hit(points, None if deadline is None else deadline - time.monotonic())
+        return guest.next_hit(points, timeout)
 
 
 def _executes(guest: LiveGuest, vcpu: int, process: Process, mode: str) -> bool:

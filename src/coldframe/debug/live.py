@@ -1,53 +1,42 @@
-"""A Windows guest that runs under QEMU: it can be paused, stepped, and broken into."""
+"""A Windows guest that runs under QEMU: it can be paused, stepped, and broken into.
+
+`LiveGuest` is what one writes programs with. What is behind its words: `running` (from stop to hit), `places` (where a
+breakpoint goes), `breakpoint` and its kinds `pending` and `physical`, `events`, `calls`, `join`, `modelspecific`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
-from coldframe.debug.breakpoint import Breakpoint, Condition, oldest_hit
+from coldframe.debug import places
+from coldframe.debug.breakpoint import Breakpoint
 from coldframe.debug.calls import Calls, arguments
 from coldframe.debug.callstack import StackWalker
-from coldframe.debug.condition import condition as expression
-from coldframe.debug.current import Current
-from coldframe.debug.events import KINDS, Events, Kind
+from coldframe.debug.condition import Condition
+from coldframe.debug.deadline import Deadline
+from coldframe.debug.events import KINDS, Events, Kind, wait_for_process
 from coldframe.debug.hit import Hit
 from coldframe.debug.join import join
 from coldframe.debug.modelspecific import read_msr, write_msr
 from coldframe.debug.pending import is_loaded
 from coldframe.debug.pending import pending as pending_breakpoint
 from coldframe.debug.physical import break_on_physical
-from coldframe.errors import (
-    CapabilityError,
-    ColdframeError,
-    GuestGoneError,
-    SymbolFileNotFoundError,
-    SymbolNotFoundError,
-    UsageError,
-)
+from coldframe.debug.processorstate import vector_registers
+from coldframe.debug.running import Running
+from coldframe.errors import CapabilityError, ColdframeError, UsageError
 from coldframe.qemu import Stop, VirtualMachine
 from coldframe.symbols.model import SymbolFile
 from coldframe.windows.facts import Value
 from coldframe.windows.guest import Guest
 from coldframe.windows.kernel import FindsSymbols, KernelLocation, find_kernel
 from coldframe.windows.kernelsymbols import kernel_symbols
-from coldframe.windows.module import Module
 from coldframe.windows.process import Process, Thread
 
 _Kept = TypeVar("_Kept")
-_DATA = ("write", "read", "access")
-_AGAIN = 0.02
-"""Seconds until a guest that was told to stop as it began to run is told again."""
-
-
-class GuestPausedError(ColdframeError):
-    """Somebody else paused the guest while it ran for us; it is left paused."""
 
 
 class LiveGuest(Guest):
@@ -68,14 +57,11 @@ class LiveGuest(Guest):
     ) -> None:
         self.vm = vm
         self.pauses = 0
-        self.active: dict[tuple[int, str], list[Breakpoint]] = {}
         self._runs = False
-        self._waits = self._interrupted = False
-        self._interrupting = threading.Lock()
         self.own_disks = vm.disks
         super().__init__(vm.physical, store, location, symbol_file, registers)
         self.stacks = StackWalker(self)
-        self._current = Current(self)
+        self._running = Running(self)
 
     @classmethod
     def of_machine(cls, vm: VirtualMachine, store: FindsSymbols) -> Self:
@@ -112,7 +98,7 @@ class LiveGuest(Guest):
         with contextlib.suppress(ColdframeError):  # the error under way says more
             self.close()
 
-    # Running
+    # What it is
 
     def once(self, key: Hashable, compute: Callable[[], _Kept]) -> _Kept:
         """What `compute` returns, computed once in this pause of the guest; anew each time while the guest runs."""
@@ -134,6 +120,8 @@ class LiveGuest(Guest):
         }
         return {"machine": machine, **super().facts()}
 
+    # Registers
+
     @property
     def vcpus(self) -> int:
         """How many vCPUs there are."""
@@ -149,6 +137,11 @@ class LiveGuest(Guest):
         """Set registers of `vcpu` by name; the guest must be paused. On error those before the one named were set."""
         self.vm.write_registers(vcpu, values)
 
+    def vector_registers(self, vcpu: int = 0) -> Mapping[str, int]:
+        """The vector registers of `vcpu` as wide as QEMU shows them: `xmm0` on, `ymm0` where the guest has turned them
+        on. The XMM registers alone are among `registers` too, with those of the x87 (`st0`, `fctrl`) and `mxcsr`."""
+        return vector_registers(self, vcpu)
+
     def msr(self, name: str, vcpu: int = 0) -> int:
         """The model-specific register `name` (`lstar`, `kernel_gs_base`) of `vcpu`; see `debug.modelspecific`."""
         return read_msr(self, name, vcpu)
@@ -156,6 +149,8 @@ class LiveGuest(Guest):
     def write_msr(self, name: str, value: int, vcpu: int = 0) -> None:
         """Set the model-specific register `name` of `vcpu`; see `debug.modelspecific`."""
         write_msr(self, name, value, vcpu)
+
+    # Running
 
     def new_pause(self) -> None:
         """Forget everything read from the guest: it has run."""
@@ -165,6 +160,10 @@ class LiveGuest(Guest):
     def pause(self) -> None:
         """Stop all vCPUs; no effect when they are stopped."""
         self.vm.pause()
+        self.stopped()
+
+    def stopped(self) -> None:
+        """Note that the machine stands still, after it has run."""
         self._runs = self.resolver.runs = False
         self.new_pause()
 
@@ -186,14 +185,14 @@ class LiveGuest(Guest):
 
         All else of a guest is for one thread at a time. Returns when the wait has ended, at once where there is none.
         """
-        self._interrupted = True
-        while self._waits and self._interrupted:
-            with self._interrupting:  # so that nothing is sent when the wait is over
-                if self._interrupted:
-                    self.vm.interrupt()
-            time.sleep(_AGAIN)
+        self._running.interrupt()
 
     # Breakpoints
+
+    @property
+    def active(self) -> dict[tuple[int, str], list[Breakpoint]]:
+        """The breakpoints that are set, by address and kind."""
+        return self._running.active
 
     def break_on(
         self,
@@ -224,8 +223,7 @@ class LiveGuest(Guest):
         if kind not in ("hardware", "software"):
             raise UsageError(f"a breakpoint on code is 'hardware' or 'software', not {kind!r}")
         if pending and not is_loaded(self, where, process):
-            holds = expression(condition) if isinstance(condition, str) else condition
-            return pending_breakpoint(self, where, process, kind=kind, condition=holds, once=once)
+            return pending_breakpoint(self, where, process, kind=kind, condition=condition, once=once)
         return self._breakpoint(where, process, thread, kind=kind, condition=condition, once=once)
 
     def system_events(self, *kinds: Kind, process: Process | str | int | None = None) -> Events:
@@ -237,24 +235,14 @@ class LiveGuest(Guest):
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
             raise UsageError(f"expected kinds of events out of {', '.join(KINDS)}, found {unknown[0]!r}")
-        if isinstance(process, str | int):
-            process = self.process(process)
-        return Events(self, kinds or KINDS, process)
+        return Events(self, kinds or KINDS, places.owner(self, process))
 
     def wait_for_process(self, name: str, *, timeout: float | None = None) -> Process | None:
         """Let the guest run until a process called `name` starts; None when `timeout` seconds passed first.
 
         The guest is paused where the kernel puts it on its list; its first thread has not run.
         """
-        with self.system_events("process") as events:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            while True:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                event = events.wait(left)
-                if event is None or event.process is None:
-                    return None
-                if event.process.is_called(name):
-                    return event.process if event.hit.wait_return(left) is not None else None
+        return wait_for_process(self, name, timeout)
 
     def watch(
         self,
@@ -293,9 +281,8 @@ class LiveGuest(Guest):
 
         For the rest see `break_on`. Raises `NotFoundError` where nothing maps the address.
         """
-        owner = self.process(process) if isinstance(process, str | int) else process
-        holds = expression(condition) if isinstance(condition, str) else condition
-        return break_on_physical(self, physical, owner, kind=kind, condition=holds, once=once)
+        owner = places.owner(self, process)
+        return break_on_physical(self, physical, owner, kind=kind, condition=condition, once=once)
 
     def _breakpoint(
         self,
@@ -308,8 +295,7 @@ class LiveGuest(Guest):
         condition: Condition | str | None,
         once: bool,
     ) -> Breakpoint:
-        if isinstance(process, str | int):
-            process = self.process(process)
+        process = places.owner(self, process)
         if isinstance(thread, int):
             thread = self.thread(thread)
         address, name = self.locate(where, process)
@@ -321,7 +307,7 @@ class LiveGuest(Guest):
             length=length,
             eprocess=process.eprocess.address if process is not None else 0,
             ethread=thread.ethread.address if thread is not None else 0,
-            condition=expression(condition) if isinstance(condition, str) else condition,
+            condition=condition,
             once=once,
         )
 
@@ -357,120 +343,34 @@ class LiveGuest(Guest):
 
         None when `timeout` seconds passed first, or when nothing needs to run because a vCPU is there already.
         """
-        if isinstance(process, str | int):
-            process = self.process(process)
-        return join(self, process, mode, timeout)
+        return join(self, self.process(process) if isinstance(process, str | int) else process, mode, timeout)
 
     def locate(self, where: str | int, process: Process | None = None) -> tuple[int, str]:
         """The address of `where` (see `break_on`) and its name as debuggers write it."""
-        if isinstance(where, int):
-            return where, self.symbolize(where, process)
-        text, _, offset_text = where.strip().partition("+")
-        offset = _number(offset_text, where) if offset_text else 0
-        if text[:2].lower() == "0x":
-            address = _number(text, where) + offset
-            return address, self.symbolize(address, process)
-        module_name, bang, symbol = text.rpartition("!")
-        module = self._module(module_name, process) if bang else self.kernel
-        name = f"{module.stem}!{symbol}" + (f"+{offset:#x}" if offset else "")
-        return self._symbol(module, symbol) + offset, name
-
-    def _module(self, name: str, process: Process | None) -> Module:
-        return self.module(name) if process is None else process.module(name)
-
-    def _symbol(self, module: Module, name: str) -> int:
-        """By the PDB, else by the image's exports."""
-        try:
-            return module.symbol(name)
-        except (SymbolFileNotFoundError, SymbolNotFoundError) as error:
-            exported = dict(module.image().exports()) if not module.is_kernel else {}
-            if name in exported:
-                return module.base + exported[name]
-            if isinstance(error, SymbolNotFoundError) or not exported:
-                raise
-            raise SymbolNotFoundError(f"export of {module.name}", name, exported, hint=str(error)) from None
+        return places.locate(self, where, process)
 
     def events(self, *breakpoints: Breakpoint, duration: float | None = None) -> Iterator[Hit]:
         """Let the guest run from hit to hit of `breakpoints` (all that are set, when none is given).
 
         Ends after `duration` seconds; the guest is paused at every hit and at the end.
         """
-        deadline = None if duration is None else time.monotonic() + duration
+        deadline = Deadline(duration)
         while True:
             wanted = breakpoints or tuple(point for points in self.active.values() for point in points)
-            left = None if deadline is None else deadline - time.monotonic()
-            hit = self.next_hit(wanted, left)
+            hit = self.next_hit(wanted, deadline.left)
             if hit is None:
                 return
             yield hit
+            if breakpoints and not any(point.is_set for point in breakpoints):
+                return
 
     def next_hit(self, breakpoints: Sequence[Breakpoint], timeout: float | None = None) -> Hit | None:
         """Let the guest run until one of `breakpoints` is hit; None when `timeout` seconds passed. It is paused then.
 
-        Raises `GuestGoneError` when the machine ends, `GuestPausedError` when somebody else paused it.
+        Raises `UsageError` where none of them is set, `GuestGoneError` when the machine ends, `GuestPausedError` when
+        somebody else paused it.
         """
-        if not breakpoints:
-            raise UsageError("no breakpoint is set: nothing to wait for")
-        self._waits = True
-        try:
-            return self._next_hit(breakpoints, timeout)
-        finally:
-            self._waits = False
-
-    def _next_hit(self, breakpoints: Sequence[Breakpoint], timeout: float | None) -> Hit | None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if self._interrupted:
-                with self._interrupting:
-                    self._interrupted = False
-                self.pause()
-                return None
-            hit = oldest_hit(breakpoints)
-            if hit is not None:
-                return hit
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                self.pause()
-                return None
-            if not self._run(left):
-                return None
-
-    def _run(self, timeout: float | None) -> bool:
-        """Let the guest run to its next stop and queue the hits; False when the time was over first."""
-        try:
-            stop = self.vm.run_until_stop(timeout)
-        finally:
-            self._runs = self.resolver.runs = False
-            self.new_pause()
-        if stop is None:
-            return False
-        if stop.reason == "breakpoint" and stop.address is not None:
-            self._arrived(stop.vcpu, stop.address)
-        elif stop.reason == "watchpoint" and stop.address is not None:
-            self._accessed(stop.vcpu, stop.address)
-        elif stop.reason == "shutdown":
-            raise GuestGoneError("the guest has shut down")
-        elif stop.reason == "interrupt" and not self._interrupted:
-            raise GuestPausedError("somebody else paused the guest; it is left paused")
-        return True
-
-    def _arrived(self, vcpu: int, address: int) -> None:
-        """Queue an arrival with every breakpoint there whose filters it passes."""
-        points = [point for kind in ("hardware", "software") for point in self.active.get((address, kind), ())]
-        self._offer(vcpu, points, None)
-
-    def _accessed(self, vcpu: int, address: int) -> None:
-        """The same for an access to data."""
-        watched = (point for points in self.active.values() for point in points if point.kind in _DATA)
-        self._offer(vcpu, [point for point in watched if point.covers(address)], address)
-
-    def _offer(self, vcpu: int, points: Sequence[Breakpoint], accessed: int | None) -> None:
-        if not points:
-            return
-        arrival = self._current.arrival(vcpu, self.vm.registers(vcpu), accessed)
-        with ExitStack() as rest:  # a condition that fails takes the arrival from nobody else
-            for point in reversed(points):
-                rest.callback(point.offer, arrival)
+        return self._running.next_hit(breakpoints, timeout)
 
 
 def attach(target: str | os.PathLike[str], store: FindsSymbols) -> LiveGuest:
@@ -491,12 +391,3 @@ def _hints(vm: VirtualMachine, vcpu: int) -> Mapping[str, int]:
     """What helps to find the kernel: the vCPU's registers and its IDT."""
     tables = vm.descriptor_tables(vcpu)
     return dict(vm.registers(vcpu)) | {"idt_base": tables.idt_base}
-
-
-def _number(text: str, where: str) -> int:
-    try:
-        return int(text.strip(), 0)
-    except ValueError:
-        raise UsageError(
-            f"cannot read {where!r}: expected an address, a symbol, or module!symbol with an optional +0x10"
-        ) from None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coldframe.debug.breakpoint import Breakpoint, Condition
+from coldframe.debug.breakpoint import Breakpoint
+from coldframe.debug.condition import Condition
 from coldframe.debug.events import decode_image
 from coldframe.debug.hit import Hit
 from coldframe.errors import FormatError, NotFoundError, SymbolFileNotFoundError, UnreadableMemoryError, UsageError
@@ -37,7 +38,7 @@ class PendingBreakpoint(Breakpoint):
         process: Process | str,
         *,
         kind: str,
-        condition: Condition | None,
+        condition: Condition | str | None,
         once: bool,
     ) -> None:
         name = f"{module}!{symbol}" + (f"+{offset:#x}" if offset else "")
@@ -53,6 +54,11 @@ class PendingBreakpoint(Breakpoint):
     def is_pending(self) -> bool:
         """Whether the module has not been found yet."""
         return self.address == 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is set, or waits for its module."""
+        return bool(self._watchers) or super().is_set
 
     def insert(self) -> None:
         """Set it, or begin to wait for its module; raises as `Breakpoint.insert` does."""
@@ -119,7 +125,7 @@ def pending(
     process: Process | str | int | None,
     *,
     kind: str,
-    condition: Condition | None,
+    condition: Condition | str | None,
     once: bool,
 ) -> PendingBreakpoint:
     """A breakpoint on `MODULE!SYMBOL` of a process by name or pid; raises `UsageError` for anything else."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from coldframe.debug.breakpoint import Breakpoint, Condition
+from coldframe.debug.breakpoint import Breakpoint
+from coldframe.debug.condition import Condition
 from coldframe.debug.current import Arrival
 from coldframe.debug.hit import Hit
 from coldframe.errors import ColdframeError, NotFoundError, UnreadableMemoryError
@@ -34,7 +35,7 @@ class PhysicalBreakpoint(Breakpoint):
         *,
         kind: str,
         eprocess: int,
-        condition: Condition | None,
+        condition: Condition | str | None,
         once: bool,
     ) -> None:
         name = f"physical {physical:#x}"
@@ -42,6 +43,11 @@ class PhysicalBreakpoint(Breakpoint):
         self.physical = physical
         self.addresses = addresses
         self._places = [Breakpoint(guest, name, address, kind=kind, condition=self._arrived) for address in addresses]
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it is set, at one of its addresses at least."""
+        return any(place.is_set for place in self._places)
 
     def insert(self) -> None:
         """Set it at every address; raises `CapabilityError` when QEMU has too few, and nothing is set then."""
@@ -92,7 +98,7 @@ def break_on_physical(
     process: Process | None,
     *,
     kind: str,
-    condition: Condition | None,
+    condition: Condition | str | None,
     once: bool,
 ) -> PhysicalBreakpoint:
     """See `LiveGuest.break_on_physical`."""

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from coldframe.debug.live import LiveGuest
 from coldframe.debug.modelspecific import BY_PROCESSOR, RDMSR, executed, find_code, kernel_mode
 from coldframe.errors import CapabilityError
 from coldframe.images.wtf import SEGMENTS, ProcessorState, Segment, tag_word
+
+if TYPE_CHECKING:
+    from coldframe.debug.live import LiveGuest
 
 _RDTSC, _XGETBV = b"\x0f\x31", b"\x0f\x01\xd0"
 _OSXSAVE = 1 << 18  # CR4
@@ -46,6 +49,15 @@ def processor_state(guest: LiveGuest, vcpu: int = 0) -> ProcessorState:
     plain["fptw"] = tag_word(int(tags[1], 16) if tags else 0, registers["fstat"] >> 11 & 7, stack)
     plain |= _model_specific(guest, vcpu, registers)
     return ProcessorState(plain, _segments(text), _tables(text), stack, _vectors(text, registers))
+
+
+def vector_registers(guest: LiveGuest, vcpu: int) -> dict[str, int]:
+    """See `LiveGuest.vector_registers`."""
+    registers = guest.registers(vcpu)
+    found = {name: registers[name] for name in registers if name.startswith("xmm")}
+    for letter, number, words in _VECTOR.findall(_monitor(guest, vcpu)):
+        found[f"{letter.lower()}mm{int(number)}"] = int(words.replace(" ", ""), 16)
+    return found
 
 
 def _monitor(guest: LiveGuest, vcpu: int) -> str:

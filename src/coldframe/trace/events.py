@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
 from coldframe.debug import Breakpoint, Calls, Condition, Frame, Hit, LiveGuest, prototype
+from coldframe.debug.deadline import Deadline
 from coldframe.errors import ColdframeError
 from coldframe.trace.decode import Value, arguments
 from coldframe.windows.process import Process
@@ -27,6 +27,7 @@ def trace(
     kind: str = "hardware",
     condition: Condition | str | None = None,
     results: bool = False,
+    pending: bool = False,
 ) -> Iterator[dict[str, Value]]:
     """Let `guest` run and yield one event for each call of `functions`, in the order of the calls.
 
@@ -35,14 +36,14 @@ def trace(
     is paused. An event is `{"time", "vcpu", "pid", "process", "tid", "function", "arguments", "stack"}`: time is the
     host's, in ISO 8601; for arguments see `coldframe.trace.decode`; stack has the innermost frame first. With
     `results` an event comes when its call has returned, in the order of the returns, and has "result" too (RAX, as
-    "0x..."). For `condition` see `LiveGuest.break_on`.
+    "0x..."). For `condition` and `pending` see `LiveGuest.break_on`.
 
     Raises as `break_on` does, before anything is set that stays.
     """
     names = [functions] if isinstance(functions, str) else list(functions)
     if isinstance(process, str | int):
         process = guest.process(process)
-    points = [guest.break_on(name, process=process, kind=kind, condition=condition) for name in names]
+    points = [guest.break_on(name, process=process, kind=kind, condition=condition, pending=pending) for name in names]
     if results:
         yield from _returned(guest, points, limit, duration, data_limit)
         return
@@ -66,11 +67,11 @@ def _events(
 def _returned(
     guest: LiveGuest, points: list[Breakpoint], limit: int | None, duration: float | None, data_limit: int
 ) -> Iterator[dict[str, Value]]:
-    deadline = None if duration is None else time.monotonic() + duration
+    deadline = Deadline(duration)
     count = 0
     with Calls(guest, points, lambda hit: event(hit, data_limit)) as calls:
         while limit is None or count < limit:
-            call = calls.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            call = calls.wait(deadline.left)
             if call is None:
                 return
             yield call.noted | {"result": f"{call.result:#x}"}

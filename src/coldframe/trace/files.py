@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coldframe.errors import ColdframeError
 from coldframe.trace.decode import Value
 
 _UNSAFE = re.compile(r"[^\w.\- ()\[\]{}+,;=@~!#$%&\']")
@@ -70,11 +71,15 @@ class SavedFiles:
     """A folder that takes what a guest writes, file by file, at the offsets it was written to.
 
     Names are made safe (no path, no reserved name) and unique; what was not written is a hole of zeros. Files of those
-    names that exist already are overwritten. `paths` tells where each of the guest's files went.
+    names that exist already are overwritten. `paths` tells where each of the guest's files went. Raises
+    `ColdframeError` where the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ColdframeError(f"expected a folder to save in at {folder}: {error.strerror}") from error
         self._folder = folder
         self._taken: set[str] = set()
         self.paths: dict[str, Path] = {}

@@ -6,12 +6,12 @@ down. A block is known from its allocation in the trace on; a block that was all
 
 from __future__ import annotations
 
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from coldframe.debug import Call, Calls, Hit, LiveGuest
+from coldframe.debug.deadline import Deadline
 from coldframe.trace.decode import Value
 from coldframe.trace.events import frame_text, when, who
 from coldframe.windows.process import Process
@@ -91,14 +91,17 @@ class _Entry:
 
 
 class HeapTracer:
-    """The tracer. `events` may be iterated once; `summary` tells what was kept and what was freed twice."""
+    """The tracer. `events` may be iterated once; `summary` tells what was kept and what was freed twice.
+
+    A process that has only just started, and has no ntdll.dll yet, is followed from its first allocation.
+    """
 
     def __init__(self, guest: LiveGuest, process: Process | str | int) -> None:
         self.guest = guest
         self.book = HeapBook()
         self._counts: Counter[str] = Counter()
         self._process = process = guest.process(process) if isinstance(process, str | int) else process
-        self._points = [guest.break_on(f"ntdll!{name}", process) for name in _KINDS]
+        self._points = [guest.break_on(f"ntdll!{name}", process, pending=True) for name in _KINDS]
         self._reallocating: set[int] = set()
         """Threads within RtlReAllocateHeap, which may call the other two."""
 
@@ -109,11 +112,11 @@ class HeapTracer:
         "from" is the old address) or "free" (then "verdict" is "freed", "unknown": older than the trace, or "double
         free"). An address is "0x0" where there was no memory. Ends when the process exits, too.
         """
-        deadline = None if duration is None else time.monotonic() + duration
+        deadline = Deadline(duration)
         count = 0
         with Calls(self.guest, self._points, self._entered, self._outermost, self._process) as calls:
             while limit is None or count < limit:
-                call = calls.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                call = calls.wait(deadline.left)
                 if call is None:
                     return
                 yield self._returned(call)

@@ -8,12 +8,12 @@ seldom the one that it is for.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from coldframe.debug import Condition, Hit, LiveGuest
+from coldframe.debug.deadline import Deadline
 from coldframe.errors import UnreadableMemoryError
 from coldframe.trace.decode import Value
 from coldframe.trace.events import frame_text, when, who
@@ -34,7 +34,7 @@ class NetworkTracer:
     """The tracer. `events` may be iterated once; `summary` counts what it has yielded.
 
     With `save`, the frames go into that pcapng file too, each with a comment: process, thread, direction, call stack.
-    Raises `NotFoundError` where there is no ndis.sys.
+    Raises `NotFoundError` where there is no ndis.sys, `ColdframeError` where that file cannot be written.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class NetworkTracer:
             guest.break_on(guest.locate(f"ndis!{name}")[0], process, condition=condition): direction
             for name, direction in _PLACES.items()
         }
-        self._save = save
+        self._writer = None if save is None else PcapngWriter(save)
         self._packets: Counter[Direction] = Counter()
         self._bytes: Counter[Direction] = Counter()
         self._processes: dict[str, Counter[str]] = {}
@@ -65,18 +65,16 @@ class NetworkTracer:
         "data", "stack"}`: kind is "send" or "receive", data in hex; "missing" names the parts that could not be read
         (zeros in data), "error" a chain that breaks off.
         """
-        writer = None if self._save is None else PcapngWriter(self._save)
-        deadline = None if duration is None else time.monotonic() + duration
+        deadline = Deadline(duration)
         count = 0
         try:
             for point in self._points:
                 point.insert()
             while limit is None or count < limit:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                hit = self.guest.next_hit(tuple(self._points), left)
+                hit = self.guest.next_hit(tuple(self._points), deadline.left)
                 if hit is None:
                     return
-                for told in self._told(hit, writer):
+                for told in self._told(hit):
                     yield told
                     count += 1
                     if count == limit:
@@ -84,8 +82,8 @@ class NetworkTracer:
         finally:
             for point in self._points:
                 point.remove()
-            if writer is not None:
-                writer.close()
+            if self._writer is not None:
+                self._writer.close()
 
     def summary(self) -> dict[str, Value]:
         """Frames and bytes by direction and process; how many had parts that could not be read; whose types told."""
@@ -97,12 +95,12 @@ class NetworkTracer:
             "sent": {"packets": self._packets["send"], "bytes": self._bytes["send"]},
             "received": {"packets": self._packets["receive"], "bytes": self._bytes["receive"]},
             "incomplete": self._incomplete,
-            "chains broken off": self._unreadable,
+            "broken_chains": self._unreadable,
             "layout": self.buffers.source,
             "processes": processes,
         }
 
-    def _told(self, hit: Hit, writer: PcapngWriter | None) -> Iterator[dict[str, Value]]:
+    def _told(self, hit: Hit) -> Iterator[dict[str, Value]]:
         """The frames of one call."""
         direction = self._points[hit.breakpoint]
         stack: list[Value] = [frame_text(frame) for frame in hit.callstack()]
@@ -111,8 +109,8 @@ class NetworkTracer:
             for frame in self.buffers.frames(hit.memory, hit.args[_LISTS]):
                 told = head | _described(frame) | {"stack": stack}
                 self._count(told, frame, direction)
-                if writer is not None:
-                    writer.put(frame.data, hit.time, direction, size=frame.size, comment=comment(told))
+                if self._writer is not None:
+                    self._writer.put(frame.data, hit.time, direction, size=frame.size, comment=comment(told))
                 yield told
         except UnreadableMemoryError as error:
             self._unreadable += 1
@@ -122,9 +120,10 @@ class NetworkTracer:
         self._packets[direction] += 1
         self._bytes[direction] += frame.size
         self._incomplete += bool(frame.missing)
+        way = "sent" if direction == "send" else "received"
         counts = self._processes.setdefault(f"{told['process']} ({told['pid']})", Counter())
-        counts[f"packets {direction}"] += 1
-        counts[f"bytes {direction}"] += frame.size
+        counts[f"packets_{way}"] += 1
+        counts[f"bytes_{way}"] += frame.size
 
 
 def _described(frame: NetFrame) -> dict[str, Value]:

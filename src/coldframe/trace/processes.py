@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 
 from coldframe.debug import Event, LiveGuest
+from coldframe.debug.deadline import Deadline
 from coldframe.debug.events import Kind
 from coldframe.errors import ColdframeError
 from coldframe.trace.decode import Value
@@ -34,11 +34,11 @@ def follow(
     duration: float | None,
 ) -> Iterator[Event]:
     """The events of `kinds` of the wanted processes, as they happen; the guest stands at each of them."""
-    deadline = None if duration is None else time.monotonic() + duration
+    deadline = Deadline(duration)
     count = 0
     with guest.system_events(*kinds) as happening:
         while limit is None or count < limit:
-            event = happening.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            event = happening.wait(deadline.left)
             if event is None:
                 return
             if is_meant(event.process, wanted):

@@ -7,12 +7,12 @@ number's meaning is in the kernel's own table, `nt!KiServiceTable`: the routine'
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 
 from coldframe.debug import Calls, Condition, Hit, LiveGuest
 from coldframe.debug.current import Arrival
+from coldframe.debug.deadline import Deadline
 from coldframe.errors import CapabilityError, UnreadableMemoryError
 from coldframe.trace.decode import Value
 from coldframe.trace.events import DATA_LIMIT, event
@@ -89,11 +89,11 @@ class Syscalls:
 
         Ends when the process exits, if one is given.
         """
-        deadline = None if duration is None else time.monotonic() + duration
+        deadline = Deadline(duration)
         count = 0
         with Calls(self.guest, self._points, self._event, self._service, self._process) as calls:
             while limit is None or count < limit:
-                call = calls.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                call = calls.wait(deadline.left)
                 if call is None:
                     return
                 self._counts[call.entered.function] += 1
