@@ -26,7 +26,7 @@ Says = Callable[[str], str]
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Minint]:
-    with start(options="PACE=5") as running:
+    with start(vcpus=2, options="PACE=5") as running:
         yield running
 
 
@@ -69,7 +69,7 @@ def test_kds_words_stop_the_guest_and_look(says: Says, guest: LiveGuest) -> None
     assert "0: nt!NtWriteFile" in says('%bp NtWriteFile --if "Length > 0"')
     hit = says("%g 20")
     assert "nt!NtWriteFile" in hit and "notepad!NpFlushBuffer" in hit
-    assert says("%k").splitlines()[0].endswith("nt!NtWriteFile+0x0")
+    assert "nt!NtWriteFile+0x0" in says("%k").splitlines()[1]
     assert "nt!NtWriteFile:" in says("%u . 2")
     assert re.search(r"0: nt!NtWriteFile at 0x[0-9a-f]+, \d+ hits", says("%bl"))
     rip = guest.symbol("nt!NtWriteFile")
@@ -82,17 +82,51 @@ def test_kds_words_stop_the_guest_and_look(says: Says, guest: LiveGuest) -> None
     assert "nt!NtWriteFile" in says("%t") or "+0x" in says("%ln .")
 
 
+def test_one_stands_on_the_vcpu_that_was_hit_or_stepped(says: Says, guest: LiveGuest) -> None:
+    says("%bp NtWriteFile --once")
+    assert "nt!NtWriteFile" in says("%g 20")
+    assert says("%bl") == ""
+    assert "%bp sets one" in says("%g")
+    hit = get_ipython().user_ns["hit"]
+    before = hit.registers["rip"]
+    for _ in range(3):
+        says("%t")
+        now = guest.registers(hit.vcpu)["rip"]
+        assert before < now < before + 16
+        assert f"{now:#018x}" in says("%r rip")
+        assert says("%u . 1").splitlines()[1].startswith(f"{now:016x}")
+        assert "nt!NtWriteFile+" in says("%k").splitlines()[1]
+        before = now
+    for other in set(range(guest.vcpus)) - {hit.vcpu}:
+        says(f"%t {other}")
+        assert f"{guest.registers(other)['rip']:#018x}" in says("%r rip")
+
+
 def test_an_error_is_one_line_and_the_shell_goes_on(says: Says) -> None:
     for line, words in {
         "%bp nt!NtWritFile": "did you mean",
         "%bc 7": "no breakpoint",
         "%g": "%bp sets one",
-        "%db 0x10": None,
+        "%dq 0x10": None,
         "guest.process('notpad.exe')": "did you mean notepad.exe",
         "%ln nothing!there": "no",
+        "%ln nothing": "@register",
+        "%r rax=nothing": "@register",
+        "%r rax=1<<70": "64 bits",
+        "%db @nothing": "no register",
+        "%u nt!NtWriteFile many": "INSTRUCTIONS",
+        "%db nt!NtWriteFile many": "SIZE",
+        "%bc": "NUMBER",
+        "%bc x": "NUMBER",
+        "%t x": "VCPU",
+        "%g soon": "SECONDS",
+        "%g -1": "seconds",
+        "%bp 'NtWriteFile": "quotation",
+        "%ps 'x": "quotation",
     }.items():
         said = says(line)
-        assert "Traceback" not in said
+        assert "Traceback" not in said, line
+        assert len(said.splitlines()) == 1, (line, said)
         assert words is None or words in said
 
 

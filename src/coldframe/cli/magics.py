@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -22,9 +22,12 @@ from coldframe.cli.render import err, hex_dump, out, printable
 from coldframe.cli.trace import print_event
 from coldframe.debug import Breakpoint, Hit, LiveGuest
 from coldframe.errors import CapabilityError, ColdframeError, NotFoundError, UsageError
+from coldframe.qemu.registers import GENERAL
 from coldframe.trace import event
 from coldframe.windows import Guest, Process
 
+_SHOWN = (*GENERAL, "rip", "eflags", "cs", "ss", "ds", "es", "fs", "gs", "fs_base", "gs_base", "cr0", "cr3", "cr4")
+"""The registers that %r shows where none is named."""
 _MOST_LISTED = 200
 _MOST_BYTES = 1 << 20
 _LONGEST = 15
@@ -63,6 +66,7 @@ class GuestMagics(Magics):
         self.target = target
         self.points: dict[int, Breakpoint] = {}
         self._number = 0
+        self._stands: int | None = None
         self._symbols: dict[str, list[str]] = {}
 
     @property
@@ -76,7 +80,7 @@ class GuestMagics(Magics):
 
         def magic(line: str) -> None:
             pid = None if self.process is None else self.process.pid
-            run(call_of(name, self.target, shlex.split(line), pid))
+            run(call_of(name, self.target, _words(line), pid))
 
         magic.__doc__ = f"The verb {name}, on the open guest: %{name} --help tells its words."
         return magic
@@ -95,16 +99,9 @@ class GuestMagics(Magics):
 
     @line_magic
     def k(self, line: str) -> None:
-        """The call stack: of the thread that hit a breakpoint, else %k TID."""
+        """The call stack: of the vCPU that hit a breakpoint or made a step, else of the first; %k TID: of a thread."""
         words = line.strip()
-        hit = self.shell.user_ns.get("hit")
-        if words:
-            run(["stack", self.target, "--tid", words])
-        elif isinstance(hit, Hit) and not hit.late:
-            for frame in hit.callstack():
-                out.print(f"{frame.stack_pointer:016x}  {printable(str(frame))}")
-        else:
-            run(["stack", self.target, "--vcpu", "0"])
+        run(["stack", self.target, "--tid", words] if words else ["stack", self.target, "--vcpu", str(self._vcpu)])
 
     @line_magic
     def lm(self, line: str) -> None:
@@ -140,7 +137,7 @@ class GuestMagics(Magics):
         import iced_x86  # noqa: PLC0415 - only here
 
         words = line.split() or ["."]
-        address, count = self._address(words[0]), int(words[1], 0) if len(words) > 1 else 8
+        address, count = self._address(words[0]), _number(words[1], "INSTRUCTIONS") if len(words) > 1 else 8
         data, _ = self._memory.read_padded(address, min(count, _MOST_LISTED) * _LONGEST)
         formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.MASM)
         decoder = iced_x86.Decoder(8 * self.guest.types.pointer_size, data, ip=address)
@@ -172,7 +169,7 @@ class GuestMagics(Magics):
     @line_magic
     def bp(self, line: str) -> None:
         """Set a breakpoint: %bp nt!NtWriteFile [--if EXPRESSION] [--once]; of the chosen process if there is one."""
-        words = shlex.split(line)
+        words = _words(line)
         once = "--once" in words
         words = [word for word in words if word != "--once"]
         condition = words.pop(words.index("--if") + 1) if "--if" in words[:-1] else None
@@ -187,14 +184,17 @@ class GuestMagics(Magics):
 
     @line_magic
     def bl(self, line: str) -> None:
-        """The breakpoints that were set, and how often each was hit."""
+        """The breakpoints that are set, and how often each was hit."""
+        self._forget_done()
         for number, point in self.points.items():
             out.print(f"{number}: {printable(point.name)} at {point.address:#x}, {point.hits} hits")
 
     @line_magic
     def bc(self, line: str) -> None:
         """Remove a breakpoint: %bc NUMBER, or %bc * for all."""
-        numbers = list(self.points) if line.strip() == "*" else [int(word) for word in line.split()]
+        numbers = list(self.points) if line.strip() == "*" else [_number(word, "NUMBER") for word in line.split()]
+        if not numbers and line.strip() != "*":
+            raise UsageError("expected %bc NUMBER or %bc *; %bl lists them")
         for number in numbers:
             point = self.points.pop(number, None)
             if point is None:
@@ -202,29 +202,40 @@ class GuestMagics(Magics):
             point.remove()
 
     @line_magic
-    def g(self, line: str) -> Hit | None:
+    def g(self, line: str) -> None:
         """Let the guest run to the next breakpoint, or for so many seconds: %g [SECONDS]; `hit` is what happened."""
-        live = self._live
-        seconds = float(line) if line.strip() else None
-        if not self.points:
-            if seconds is None:
-                raise UsageError("no breakpoint is set: %bp sets one, or say for how many seconds")
-            with live.break_on("nt!KeBugCheckEx") as never:
-                hit = never.wait(seconds)
-        else:
-            hit = live.next_hit(tuple(self.points.values()), seconds)
+        seconds = _seconds(line) if line.strip() else None
+        self._forget_done()
+        try:
+            hit = self._next_hit(seconds)
+        except KeyboardInterrupt:
+            self._live.pause()
+            hit = None
         self.shell.user_ns["hit"] = hit
+        self._stands = None if hit is None else hit.vcpu
         if hit is None:
-            out.print("no hit")
+            out.print("no hit; the guest is paused")
         else:
             print_event(event(hit))
-        return None
+
+    def _next_hit(self, seconds: float | None) -> Hit | None:
+        if self.points:
+            return self._live.next_hit(tuple(self.points.values()), seconds)
+        if seconds is None:
+            raise UsageError("no breakpoint is set: %bp sets one, or say for how many seconds")
+        with self._live.break_on("nt!KeBugCheckEx") as never:
+            return never.wait(seconds)
+
+    def _forget_done(self) -> None:
+        """Breakpoints that were for once, and were hit, are no more."""
+        self.points = {number: point for number, point in self.points.items() if point.is_set}
 
     @line_magic
     def t(self, line: str) -> None:
         """One instruction of a vCPU, the others frozen: %t [VCPU]."""
-        vcpu = int(line) if line.strip() else self._vcpu
+        vcpu = _number(line, "VCPU") if line.strip() else self._vcpu
         self._live.step(vcpu)
+        self._stands = vcpu
         self.u(f"{self._live.registers(vcpu)['rip']:#x} 1")
 
     @line_magic
@@ -234,13 +245,11 @@ class GuestMagics(Magics):
         vcpu = int(words.pop(0)) if words and words[0].isdecimal() else self._vcpu
         for word in [word for word in words if "=" in word]:
             name, _, value = word.partition("=")
-            self._live.vm.write_registers(vcpu, {name: self._address(value)})
+            self._live.write_registers(vcpu, {name: self._address(value)})
         registers = self.guest.registers(vcpu)
-        shown = [word.partition("=")[0] for word in words] or [name for name in registers if len(name) < 4]
+        shown = [word.partition("=")[0] for word in words] or [name for name in _SHOWN if name in registers]
         for name in shown:
-            if name not in registers:
-                raise NotFoundError("register", name, registers)
-            out.print(f"{name:>6} {registers[name]:#018x}", markup=False)
+            out.print(f"{name:>8} {registers[name]:#018x}", markup=False)
 
     @line_magic
     def coldframe(self, line: str) -> None:
@@ -278,9 +287,8 @@ class GuestMagics(Magics):
 
     @property
     def _vcpu(self) -> int:
-        """The vCPU that hit a breakpoint and stands there yet, else the first."""
-        hit = self.shell.user_ns.get("hit")
-        return hit.vcpu if isinstance(hit, Hit) and not hit.late else 0
+        """The vCPU that hit a breakpoint or made a step, else the first."""
+        return 0 if self._stands is None else self._stands
 
     @property
     def _memory(self) -> Any:
@@ -297,10 +305,8 @@ class GuestMagics(Magics):
     def _address(self, text: str) -> int:
         """A number, a register of the hit (`@rcx`), a symbol, or a Python expression of the shell's names."""
         text = text.strip()
-        hit = self.shell.user_ns.get("hit")
         if text == "." or text.startswith("@"):
-            registers: Mapping[str, int] = hit.registers if isinstance(hit, Hit) else self.guest.registers(self._vcpu)
-            return registers["rip" if text == "." else text[1:]]
+            return self.guest.registers(self._vcpu)["rip" if text == "." else text[1:]]
         try:
             return int(text.replace("`", ""), 16 if "`" in text else 0)
         except ValueError:
@@ -309,8 +315,13 @@ class GuestMagics(Magics):
             name, _, offset = text.partition("+")
             module, _, _ = name.rpartition("!")
             inside = self.process if module and module != "nt" else None
-            return self.guest.symbol(name, inside) + (int(offset, 0) if offset else 0)
-        value = self.shell.ev(text)
+            return self.guest.symbol(name, inside) + (_number(offset, "offset") if offset else 0)
+        try:
+            value = self.shell.ev(text)
+        except ColdframeError:
+            raise
+        except Exception as error:
+            raise UsageError(f"expected an address, @register, symbol or expression, found {text!r}: {error}") from None
         if not isinstance(value, int):
             raise UsageError(f"expected an address, found {value!r}")
         return value
@@ -319,7 +330,29 @@ class GuestMagics(Magics):
         words = line.split()
         if not words:
             raise UsageError("expected ADDRESS [SIZE]")
-        size = int(words[1], 0) if len(words) > 1 else otherwise
+        size = _number(words[1], "SIZE") if len(words) > 1 else otherwise
         if not 0 < size <= _MOST_BYTES:
             raise UsageError(f"expected a size from 1 to {_MOST_BYTES:#x} bytes, found {size}")
         return self._address(words[0]), size
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line, as the shell of the command line would take them apart."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"cannot read {line!r}: {error}") from None
+
+
+def _number(text: str, what: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise UsageError(f"expected a number for {what}, found {text!r}") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"expected %g [SECONDS], found {text!r}") from None
