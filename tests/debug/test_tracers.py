@@ -85,6 +85,7 @@ def test_the_command_line_ends_a_tracer_with_its_summary(
     assert lines[-1]["summary"]["writes"] == 4
     assert run(["trace", str(machine.qmp), "files", "NtReadFile"]) == 2
     assert run(["trace", str(machine.qmp), "NtReadFile", "--save", str(tmp_path)]) == 2
+    assert run(["trace", str(machine.qmp), "syscalls", "--results"]) == 2
 
 
 @pytest.fixture(scope="module")

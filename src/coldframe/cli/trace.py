@@ -61,6 +61,17 @@ class Wanted:
             raise UsageError(f"expected functions or one tracer, found {' '.join(self.functions)}")
         return named[0] if named else None
 
+    def check(self) -> None:
+        """Raise `UsageError` for words that do not belong together."""
+        if self.tracer != "files" and self.save is not None:
+            raise UsageError("--save belongs to the tracer files: coldframe trace TARGET files --save FOLDER")
+        if self.tracer != "network" and self.output is not None:
+            raise UsageError("--output belongs to the tracer network: coldframe trace TARGET network -o FILE")
+        if self.tracer is not None and self.results:
+            raise UsageError(f"--results is for functions; the tracer {self.tracer} tells what it tells")
+        if self.wait and (not isinstance(self.process, str) or self.tracer in _COMINGS):
+            raise UsageError("--wait is for a process that starts later: name it with --process NAME")
+
 
 def trace(
     target: Target,
@@ -112,12 +123,7 @@ def trace(
     coldframe trace win10.qmp modules --process notepad.exe --limit 20 --json
     """
     wanted = Wanted(functions, process_of(process), wait, condition, results, limit, duration, save, output)
-    if wanted.tracer != "files" and save is not None:
-        raise UsageError("--save belongs to the tracer files: coldframe trace TARGET files --save FOLDER")
-    if wanted.tracer != "network" and output is not None:
-        raise UsageError("--output belongs to the tracer network: coldframe trace TARGET network -o FILE")
-    if wait and (not isinstance(wanted.process, str) or wanted.tracer in _COMINGS):
-        raise UsageError("--wait is for a process that starts later: name it with --process NAME")
+    wanted.check()
     with attach(target, symbols=symbols) as guest, _until_interrupted():
         if wanted.tracer in _COMINGS:
             _run(guest, wanted.process, wanted, as_json=as_json)
