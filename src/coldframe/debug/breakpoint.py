@@ -11,6 +11,7 @@ from coldframe.debug.condition import Condition
 from coldframe.debug.condition import condition as as_function
 from coldframe.debug.current import Arrival
 from coldframe.debug.hit import Hit
+from coldframe.errors import UsageError
 
 if TYPE_CHECKING:
     from coldframe.debug.live import LiveGuest
@@ -106,6 +107,7 @@ class Breakpoint:
 
         Raises `UsageError` where it is not set, or not any more: for ever would be a long time.
         """
+        check_set((self,))
         return self.guest.next_hit((self,), timeout)
 
     def covers(self, address: int) -> bool:
@@ -137,6 +139,12 @@ class Breakpoint:
         if self.once:
             self.remove()
         return hit
+
+
+def check_set(breakpoints: Sequence[Breakpoint]) -> None:
+    """Raise `UsageError` where none of them is set, so that none can be waited for."""
+    if not any(point.is_set for point in breakpoints):
+        raise UsageError("no breakpoint is set to wait for: enter its `with` block, or call `insert`")
 
 
 def oldest_hit(breakpoints: Sequence[Breakpoint]) -> Hit | None:

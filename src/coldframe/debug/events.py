@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
+from coldframe.debug.breakpoint import Breakpoint, check_set
 from coldframe.debug.current import process_at, thread_at
 from coldframe.debug.deadline import Deadline
 from coldframe.errors import NotFoundError, SymbolNotFoundError, UnreadableMemoryError
 from coldframe.windows.process import Process, Thread
 
 if TYPE_CHECKING:
-    from coldframe.debug.breakpoint import Breakpoint
     from coldframe.debug.condition import Condition
     from coldframe.debug.hit import Hit
     from coldframe.debug.live import LiveGuest
@@ -166,6 +166,7 @@ class Events:
 
     def wait(self, timeout: float | None = None) -> Event | None:
         """The next event; None when `timeout` seconds passed first. The guest is paused in either case."""
+        check_set(self._points)
         hit = self.guest.next_hit(self._points, timeout)
         return None if hit is None else self._read.pop(hit)
 

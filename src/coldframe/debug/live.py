@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from coldframe.debug import places
-from coldframe.debug.breakpoint import Breakpoint
+from coldframe.debug.breakpoint import Breakpoint, check_set
 from coldframe.debug.calls import Calls, arguments
 from coldframe.debug.callstack import StackWalker
 from coldframe.debug.condition import Condition
@@ -357,6 +357,7 @@ class LiveGuest(Guest):
         deadline = Deadline(duration)
         while True:
             wanted = breakpoints or tuple(point for points in self.active.values() for point in points)
+            check_set(wanted)
             hit = self.next_hit(wanted, deadline.left)
             if hit is None:
                 return
@@ -367,8 +368,8 @@ class LiveGuest(Guest):
     def next_hit(self, breakpoints: Sequence[Breakpoint], timeout: float | None = None) -> Hit | None:
         """Let the guest run until one of `breakpoints` is hit; None when `timeout` seconds passed. It is paused then.
 
-        Raises `UsageError` where none of them is set, `GuestGoneError` when the machine ends, `GuestPausedError` when
-        somebody else paused it.
+        Of breakpoints that are not set none is hit: then it ends by time, or by `interrupt`. Raises `GuestGoneError`
+        when the machine ends, `GuestPausedError` when somebody else paused it.
         """
         return self._running.next_hit(breakpoints, timeout)
 

@@ -55,8 +55,8 @@ class Running:
 
     def next_hit(self, breakpoints: Sequence[Breakpoint], timeout: float | None) -> Hit | None:
         """See `LiveGuest.next_hit`."""
-        if not any(point.is_set for point in breakpoints):
-            raise UsageError("no breakpoint is set to wait for: enter its `with` block, or call `insert`")
+        if not breakpoints:
+            raise UsageError("no breakpoint is set: nothing to wait for")
         self._waits = True
         try:
             return self._next_hit(breakpoints, Deadline(timeout))
