@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from coldframe.debug import Hit, LiveGuest
+from coldframe.debug import LiveGuest
 from coldframe.errors import UsageError
 from coldframe.minint import start
 from coldframe.target import attach
 from coldframe.trace import trace
+from coldframe.windows.process import Thread
 
 pytestmark = pytest.mark.minint
 
@@ -121,46 +122,46 @@ RECURSIVE = bytes.fromhex("4883ec28 85c9 740e ffc9 e8f1ffffff ffc0 4883c428 c3 3
 
 
 @pytest.fixture
-def recursion(guest: LiveGuest) -> Iterator[tuple[Hit, int]]:
-    """A hit in a thread of notepad.exe that goes on with f(6) as if it had called it, and where f is.
+def recursion(guest: LiveGuest) -> Iterator[tuple[Thread, int, int]]:
+    """A thread that goes on with f(6) as if it had called it, where f is, and where that call returns to.
 
-    The test leaves it where f(6) has returned.
+    The test leaves the guest where it has returned.
     """
     process = guest.process("notepad.exe")
     hit = guest.run_to("notepad!NpFlushBuffer", process, timeout=20)
     assert hit is not None
-    page = hit.address & ~0xFFF
+    caller, before = hit.address, dict(hit.registers)
+    page = caller & ~0xFFF
     place = page + process.memory.read(page, 0x1000).index(bytes(len(RECURSIVE) + 16)) + 16
     process.memory.write(place, RECURSIVE)
-    before = dict(hit.registers)
     stack = before["rsp"] - 0x100
-    hit.memory.write(stack, hit.address.to_bytes(8, "little"))
+    hit.memory.write(stack, caller.to_bytes(8, "little"))
     hit.write_registers({"rip": place, "rcx": 6, "rsp": stack})
-    yield hit, place
-    (back,) = (vcpu for vcpu in range(guest.vcpus) if guest.registers(vcpu)["rip"] == hit.address)
-    guest.write_registers(back, {name: before[name] for name in ("rax", "rcx", "rsp", "eflags")})
+    yield hit.thread, place, caller
+    (vcpu,) = (vcpu for vcpu in range(guest.vcpus) if guest.registers(vcpu)["rip"] == caller)
+    guest.write_registers(vcpu, {name: before[name] for name in ("rax", "rcx", "rsp", "eflags")})
     process.memory.write(place, bytes(len(RECURSIVE)))
 
 
 def test_each_call_of_a_recursive_function_ends_with_its_own_result(
-    guest: LiveGuest, recursion: tuple[Hit, int]
+    guest: LiveGuest, recursion: tuple[Thread, int, int]
 ) -> None:
-    entered, place = recursion
-    with guest.calls(place, thread=entered.thread) as calls:
+    thread, place, _ = recursion
+    with guest.calls(place, thread=thread) as calls:
         found = [calls.wait(20) for _ in range(7)]
     assert [call and (call.noted[0], call.result) for call in found] == [(n, n) for n in range(7)]
 
 
 def test_the_outermost_call_of_a_recursive_function_is_waited_for_alone(
-    guest: LiveGuest, recursion: tuple[Hit, int]
+    guest: LiveGuest, recursion: tuple[Thread, int, int]
 ) -> None:
-    entered, place = recursion
-    with guest.break_on(place, thread=entered.thread, once=True) as begin:
+    thread, place, caller = recursion
+    with guest.break_on(place, thread=thread, once=True) as begin:
         hit = begin.wait(20)
     assert hit is not None
     returned = hit.wait_return(20)
     assert returned is not None
-    assert (returned.address, returned.result) == (entered.address, 6)
+    assert (returned.address, returned.result) == (caller, 6)
 
 
 def test_a_breakpoint_on_a_page_that_is_not_in_ram_is_hit_when_it_has_come() -> None:
