@@ -85,3 +85,13 @@ def first_field(types: Types, record: str, *paths: str) -> str:
         if types.has_field(record, path):
             return path
     raise TypeNotFoundError(f"field in {record}", " or ".join(paths), types.record(record).fields)
+
+
+def place(member: Field) -> tuple[int, int]:
+    """The order of members: by offset, bit-fields of one unit by position."""
+    return member.offset, member.type.position if isinstance(member.type, BitField) else -1
+
+
+def bits_of(kind: BitField) -> str:
+    """The bits of a bit-field as kd's `dt` writes them."""
+    return f"Bits {kind.position}-{kind.position + kind.length - 1}" if kind.length > 1 else f"Bit {kind.position}"

@@ -9,68 +9,21 @@ from __future__ import annotations
 
 import struct as packing
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, overload
 
 from coldframe.capabilities import ReadsMemory, WritesMemory, require
 from coldframe.errors import TypeNotFoundError, UnreadableMemoryError, UsageError
 from coldframe.symbols.model import Array as ArrayType
-from coldframe.symbols.model import Base, BitField, Enum, Field, Function, Record, Reference, Type, Types
+from coldframe.symbols.model import Base, BitField, Field, Function, Record, Reference, Type, Types
 from coldframe.symbols.model import Pointer as PointerType
-from coldframe.windows.fields import FieldTable, first_field, type_name
+from coldframe.windows.fields import FieldTable, bits_of, first_field, place, type_name
+from coldframe.windows.values import EnumValue, Pointer, filetime
 
 __all__ = ["Array", "EnumValue", "Pointer", "Struct", "TypedMemory", "filetime", "first_field", "type_name"]
 
 LONGEST_LIST = 1 << 20
 MOST_SHOWN = 16
-_EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
-
-
-class Pointer(int):
-    """An address read from the guest, which knows what it points at. An `int` in every other respect."""
-
-    target: Type
-    _typed: TypedMemory
-
-    def __new__(cls, value: int, target: Type, typed: TypedMemory) -> Pointer:
-        """Make a pointer of `value` to `target`, in the memory of `typed`."""
-        self = super().__new__(cls, value)
-        self.target = target
-        self._typed = typed
-        return self
-
-    def dereference(self) -> Any:
-        """What the pointer points at: a `Struct`, a number, an `Array`; raises `UsageError` for void and code."""
-        return self._typed.value(self.target, self)
-
-    def struct(self, name: str | None = None) -> Struct:
-        """The structure pointed at, or one of type `name` at that address."""
-        if name is None:
-            if not isinstance(self.target, Reference):
-                raise UsageError(f"a pointer to {type_name(self.target)} does not point at a structure; give its type")
-            name = self.target.name
-        return self._typed.struct(name, self)
-
-    def __repr__(self) -> str:
-        return f"{int(self):#x}"
-
-
-class EnumValue(int):
-    """A number of an enum, with its name (None for a number that has none)."""
-
-    name: str | None
-
-    def __new__(cls, value: int, enum: Enum) -> EnumValue:
-        """Make the constant of `enum` that is `value`."""
-        self = super().__new__(cls, value)
-        self.name = next((name for name, constant in enum.constants.items() if constant == value), None)
-        return self
-
-    def __str__(self) -> str:
-        return self.name if self.name is not None else str(int(self))
-
-    def __repr__(self) -> str:
-        return f"{int(self)} ({self.name})" if self.name is not None else str(int(self))
 
 
 class TypedMemory:
@@ -296,7 +249,7 @@ class Struct:
 
     def __repr__(self) -> str:
         lines = [f"{self.type_name} at {self._address:#x}"]
-        for field in sorted(self._record.fields.values(), key=_place):
+        for field in sorted(self._record.fields.values(), key=place):
             lines.append(f"   +{field.offset:#05x} {field.name:<24} : {_shown(self._typed, self._address, field)}")
         return "\n".join(lines)
 
@@ -369,28 +322,12 @@ def walk_list(typed: TypedMemory, head: int, limit: int = LONGEST_LIST) -> Itera
             yield address
 
 
-def filetime(ticks: int) -> datetime | None:
-    """A FILETIME (100 ns steps since 1601, UTC) as a `datetime`; None for zero and for what no calendar holds."""
-    if not ticks:
-        return None
-    try:
-        return _EPOCH + timedelta(microseconds=ticks // 10)
-    except OverflowError:
-        return None
-
-
-def _place(field: Field) -> tuple[int, int]:
-    return field.offset, field.type.position if isinstance(field.type, BitField) else -1
-
-
 def _shown(typed: TypedMemory, address: int, field: Field) -> str:
     """A field's value as kd's `dt` shows it."""
     kind = field.type
     try:
         if isinstance(kind, BitField):
-            last = kind.position + kind.length - 1
-            bits = f"Bits {kind.position}-{last}" if kind.length > 1 else f"Bit {kind.position}"
-            return f"{bits} = {typed.value(kind, address + field.offset):#x}"
+            return f"{bits_of(kind)} = {typed.value(kind, address + field.offset):#x}"
         value = typed.value(kind, address + field.offset)
         if isinstance(value, Struct):
             text = f' "{value.text}"' if value.type_name == "_UNICODE_STRING" else ""

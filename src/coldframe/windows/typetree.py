@@ -24,7 +24,7 @@ from coldframe.symbols.model import (
     Type,
     Types,
 )
-from coldframe.windows.fields import FieldTable, type_name
+from coldframe.windows.fields import FieldTable, bits_of, place, type_name
 from coldframe.windows.typed import Struct, TypedMemory
 
 MOST_ELEMENTS = 64
@@ -120,11 +120,6 @@ class TypeTree:
         raise AssertionError(kind)
 
 
-def place(member: Field) -> tuple[int, int]:
-    """The order of members: by offset, bit-fields of one unit by position."""
-    return member.offset, member.type.position if isinstance(member.type, BitField) else -1
-
-
 def written(line: Line) -> str:
     """A line's value as kd's `dt` writes it, or its type where there is none."""
     kind = line.type
@@ -133,8 +128,7 @@ def written(line: Line) -> str:
     text = type_name(kind)
     match kind:
         case BitField():
-            last = kind.position + kind.length - 1
-            text = f"Bits {kind.position}-{last}" if kind.length > 1 else f"Bit {kind.position}"
+            text = bits_of(kind)
             return text if line.value is None else f"{text} = {line.value:#x}"
         case Pointer():
             return text if line.value is None else f"{line.value:#x} {text}"
