@@ -155,12 +155,15 @@ def test_a_user_function_is_broken_into(guest):
 
 def test_the_end_of_a_call_gives_its_result(guest):
     with guest.break_on("nt!NtWriteFile", process="notepad.exe") as hits:
-        for hit, _ in zip(hits, range(4), strict=False):
+        for _ in range(4):
+            hit = next(one for one in hits if not one.late)
             returned = hit.wait_return(10)
             assert returned is not None
             assert returned.registers["rax"] & 0xFFFFFFFF == 0
             assert returned.thread == hit.thread
             assert hit.late
+            with pytest.raises(UsageError, match="ran on since"):
+                hit.wait_return(10)
 
 
 def test_hits_that_come_while_another_is_waited_for_are_kept(guest):
@@ -188,7 +191,7 @@ def test_a_wait_has_a_limit(guest):
         before = time.monotonic()
         assert hits.wait(0.3) is None
         assert 0.2 < time.monotonic() - before < 3
-    assert list(guest.events(guest.break_on("nt!KeBugCheckEx"), duration=0)) == []
+        assert list(guest.events(hits, duration=0)) == []
 
 
 def test_a_step_is_one_instruction_of_one_vcpu(guest):
@@ -226,8 +229,18 @@ def test_names_that_are_not_there_are_answered_with_near_ones(guest):
         guest.break_on("nt!NtWriteFil")
     with pytest.raises(NotFoundError, match="notepad"):
         guest.break_on("notepat!NpFlushBuffer", process="notepad.exe")
-    with pytest.raises(UsageError):
-        guest.break_on("nt!NtWriteFile+zz")
+    for no_place in (
+        "nt!NtWriteFile+zz",
+        "nt!NtWriteFile+-3",
+        "nt!",
+        "!NtWriteFile",
+        "",
+        "0x8000000000000",
+        -1,
+        1 << 64,
+    ):
+        with pytest.raises(UsageError):
+            guest.break_on(no_place)
     with pytest.raises(UsageError):
         guest.break_on("nt!NtWriteFile", kind="soft")
     with pytest.raises(CapabilityError):
