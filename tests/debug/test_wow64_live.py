@@ -7,10 +7,12 @@ where and the bytes of each NtWriteFile.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ from coldframe.minint import Minint, start
 from coldframe.target import attach
 from coldframe.trace import Syscalls, trace
 from coldframe.windows.wow64 import SOURCE
+from outside.readers import isf_folder, vol
 
 pytestmark = pytest.mark.minint
 
@@ -50,6 +53,16 @@ def machine(request) -> Iterator[Minint]:
 def guest(machine) -> Iterator[LiveGuest]:
     with attach(machine.qmp, symbols=[machine.symbols_folder]) as live:
         yield live
+
+
+@pytest.fixture(scope="module")
+def image(machine, tmp_path_factory) -> Path:
+    """An ELF core of the machine's memory at some moment."""
+    dump = tmp_path_factory.mktemp("image") / "memory.elf"
+    machine.control("stop")
+    machine.control("dump-guest-memory", paging=False, protocol=f"file:{dump}")
+    machine.control("cont")
+    return dump
 
 
 def noted_returns(machine: Minint) -> dict[int, list[int]]:
@@ -192,13 +205,19 @@ def test_writes_and_system_calls_are_traced_as_those_of_any_process(machine, gue
     assert len(told) == 12
 
 
-def test_an_image_of_memory_has_the_same_stacks(machine, tmp_path):
-    dump = tmp_path / "memory.elf"
-    machine.control("stop")
-    machine.control("dump-guest-memory", paging=False, protocol=f"file:{dump}")
-    machine.control("cont")
-    with coldframe.open(dump, symbols=[machine.symbols_folder]) as guest:
+def test_an_image_of_memory_has_the_same_stacks(machine, image):
+    with coldframe.open(image, symbols=[machine.symbols_folder]) as guest:
         stacks = [thread_callstack(guest, thread) for thread in guest.process(EDITOR).threads]
     assert [frames[-1].function for frames in stacks] == ["ntdll!RtlUserThreadStart"] * 3
     assert names(stacks[0])[-2] == "editor32!NtProcessStartup"
     assert [names(frames)[-2] for frames in stacks[1:]] == ["editor32!EditorThread"] * 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("volatility3") is None, reason="needs the extra `volatility`")
+def test_volatility_lists_the_same_modules(machine, image):
+    isf = isf_folder(image.parent / "isf", machine.symbols_folder)
+    rows = vol("-s", isf, "-f", str(image), "windows.dlllist")
+    told = [(row["Base"], row["Size"], row["Path"]) for row in rows if row["Process"] == EDITOR]
+    with coldframe.open(image, symbols=[machine.symbols_folder]) as guest:
+        assert told == [(module.base, module.size, module.path) for module in guest.process(EDITOR).modules]
+    assert len(told) == 6
