@@ -46,12 +46,13 @@ def serving(words: Sequence[str], place: Path | str) -> Iterator[subprocess.Pope
 
 
 class Client:
-    """A client on a Unix socket."""
+    """A client on a Unix socket, by its path or connected already."""
 
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, place: Path | socket.socket) -> None:
+        self.socket = place if isinstance(place, socket.socket) else socket.socket(socket.AF_UNIX)
         self.socket.settimeout(60)
-        self.socket.connect(str(path))
+        if not isinstance(place, socket.socket):
+            self.socket.connect(str(place))
         self._bytes = b""
 
     def __enter__(self) -> Client:
