@@ -77,6 +77,8 @@ def gdbserver(
         if listener is None:
             _serve_pipe(server)
             return
+        if place.reachable:
+            err.print(f"[yellow]whoever reaches {printable(place.host)} may do anything to the guest[/yellow]")
         try:
             server.serve(listener, once=once, told=lambda: _announce(server, target, address_of(listener)))
         except KeyboardInterrupt:

@@ -60,6 +60,11 @@ class Place:
         """Whether standard input and output are meant."""
         return not self.host and self.path is None
 
+    @property
+    def reachable(self) -> bool:
+        """Whether other machines may connect."""
+        return bool(self.host) and self.host != "::1" and not self.host.startswith("127.") and self.host != "localhost"
+
     @contextmanager
     def listening(self) -> Iterator[socket.socket]:
         """A socket that listens there; a Unix socket is this user's alone, and removed afterwards.
