@@ -14,7 +14,7 @@ import coldframe.memoryfile
 import coldframe.paging
 import coldframe.qemu
 import coldframe.windows
-from coldframe.cli.main import app
+from coldframe.cli.app import MODULES
 from coldframe.cli.trace import TRACERS
 from coldframe.debug import LiveGuest
 from coldframe.minint import start
@@ -145,7 +145,7 @@ def test_an_expression_runs(guest: LiveGuest, line: int, code: str) -> None:
 
 
 def test_verbs_and_tracers_are_there() -> None:
-    verbs = {command.callback.__name__.rstrip("_") for command in app.registered_commands if command.callback}
+    verbs = {verb for module in MODULES.values() for verb in module}
     for row in rows():
         for code in CODE.findall(row.coldframe):
             if code.startswith("coldframe "):
