@@ -115,7 +115,8 @@ def test_a_breakpoint_in_32_bit_code_has_its_arguments_stack_and_result(machine,
     list(machine.new_events())
     first = len(machine.events)
     seen = []
-    with guest.break_on("editor32!EdFlushBuffer", EDITOR) as point:
+    writer = guest.process(EDITOR).threads[1]  # one alone: the other one's hits would come while its calls return
+    with guest.break_on("editor32!EdFlushBuffer", EDITOR, thread=writer) as point:
         for _ in range(4):
             hit = point.wait(30)
             assert (hit.word, hit.registers["cs"]) == (4, 0x23)

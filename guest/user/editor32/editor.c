@@ -2,8 +2,8 @@
  *
  * Command line: threads=n (1 to 8), writes=n of each thread (0: without end), pace=milliseconds between the writes of a thread,
  * work=n times that a text is read through before it is written, in 32-bit code all the while.
- * Thread t appends to \Users\minint\Documents\wow-t.txt; at DOCUMENT_SIZE it starts over. What it writes is a function of the thread
- * and the number of the write alone. Each thread notes once where its functions return to. */
+ * Thread t appends to \Users\minint\Documents\wow-t.txt; at DOCUMENT_SIZE it starts over. What it writes is a function of the
+ * thread and the number of the write alone. Each thread notes once where its functions return to. */
 #include "editor32.h"
 
 #define MOST_THREADS 8

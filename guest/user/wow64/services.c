@@ -10,11 +10,6 @@ typedef struct _OBJECT_ATTRIBUTES32 {
     ULONG Length, RootDirectory, ObjectName, Attributes, SecurityDescriptor, SecurityQualityOfService;
 } OBJECT_ATTRIBUTES32;
 
-typedef struct _UNICODE_STRING32 {
-    USHORT Length, MaximumLength;
-    ULONG Buffer;
-} UNICODE_STRING32;
-
 static void *Pointer(ULONG value) { return (void *)(ULONG_PTR)value; }
 static HANDLE Handle(ULONG value) { return (HANDLE)(LONG64)(LONG)value; } /* -1 and -2 mean the same in both */
 

@@ -16,11 +16,6 @@ static TEB32 *Wow64Teb32(void) { return (TEB32 *)Wow64Teb()->NtTib.ExceptionList
 
 /* ---- The process */
 
-typedef struct _UNICODE_STRING32 {
-    USHORT Length, MaximumLength;
-    ULONG Buffer;
-} UNICODE_STRING32;
-
 typedef struct _RTL_USER_PROCESS_PARAMETERS32 { /* up to CommandLine, as RTL_USER_PROCESS_PARAMETERS */
     ULONG MaximumLength, Length, Flags, DebugFlags, ConsoleHandle, ConsoleFlags, StandardInput, StandardOutput, StandardError;
     UNICODE_STRING32 CurrentDirectory;

@@ -11,6 +11,11 @@
 #ifndef __ASSEMBLER__
 #include "../user.h"
 
+typedef struct _UNICODE_STRING32 {
+    USHORT Length, MaximumLength;
+    ULONG Buffer;
+} UNICODE_STRING32;
+
 typedef struct _WOW64_CONTEXT {
     ULONG ContextFlags, Dr0, Dr1, Dr2, Dr3, Dr6, Dr7;
     UCHAR FloatSave[112];
