@@ -12,6 +12,7 @@ from pathlib import Path
 from coldframe.errors import FormatError
 from coldframe.symbols.build import TableBuilder, undecorated
 from coldframe.symbols.dwarf import Dwarf
+from coldframe.symbols.dwarftypes import compile_types
 from coldframe.symbols.model import PdbIdentity
 
 _POINTERS = {0x14C: 4, 0x8664: 8}
@@ -67,7 +68,7 @@ class _Image:
             raise FormatError(f"{self.where}: an image with neither symbols nor DWARF in it: it was stripped")
         builder = TableBuilder()
         if debug[0]:
-            Dwarf(*debug).compile(builder, self.where)
+            compile_types(Dwarf(*debug), builder, self.where)
         return builder.build(identity, _POINTERS[self.machine], symbols)
 
     def _symbols(self) -> Iterator[tuple[bytes, int, bytes]]:
