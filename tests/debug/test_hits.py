@@ -19,7 +19,7 @@ from debug.test_events import logged, told
 
 pytestmark = pytest.mark.minint
 
-HITS = int(os.environ.get("COLDFRAME_SOAK_HITS", "1500"))
+HITS = int(os.environ.get("COLDFRAME_SOAK_HITS", "500"))
 THREADS = 4
 ROUNDS = HITS * 3 // (THREADS * 7) + 1
 """Calls of each function by each thread: two functions are hit each time, one every third time."""
