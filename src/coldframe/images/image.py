@@ -6,15 +6,14 @@ import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from coldframe.closing import Closing
 from coldframe.errors import FormatError
 from coldframe.memory import PhysicalMemory, Run
 
 
 @dataclass(slots=True)
-class PhysicalImage:
+class PhysicalImage(Closing):
     """What a memory image holds.
 
     `format` names the file's format; `registers` has one mapping a vCPU that the format carries (see
@@ -28,14 +27,6 @@ class PhysicalImage:
     registers: Sequence[Mapping[str, int]] = ()
     warnings: Sequence[str] = field(default=())
     crash_header: bytes | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Forget the file; its mapping goes when the last view of it goes."""

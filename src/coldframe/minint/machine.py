@@ -14,9 +14,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from coldframe.closing import Closing
 from coldframe.errors import ColdframeError, GuestGoneError, UsageError
 from coldframe.minint.truth import Event, Truth, TruthPage, read_log
 from coldframe.qemu.qmp import Json, QmpClient
@@ -94,7 +94,7 @@ def start(
     )  # fmt: skip
 
 
-class Minint:
+class Minint(Closing):
     """A running minint. A context manager; leaving it ends the guest.
 
     `qmp` is the socket for `coldframe.attach`, `symbols_folder` holds the PDBs, `disk` is the qcow2 image, `log` the
@@ -178,14 +178,6 @@ class Minint:
             *("-qmp", f"unix:{self.directory}/control.qmp,server=on,wait=off"),
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
         ]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the guest and remove its temporary folder."""

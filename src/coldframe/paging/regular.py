@@ -14,9 +14,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from coldframe.closing import Closing
 from coldframe.errors import CapabilityError
 from coldframe.paging import matcher
 
@@ -26,7 +25,7 @@ PATIENCE = 30.0
 _PAIR = struct.Struct("<qq")
 
 
-class Regular:
+class Regular(Closing):
     """A regular expression as a pattern of `coldframe.paging.search.search`; a context manager."""
 
     def __init__(self, pattern: re.Pattern[bytes], *, patience: float = PATIENCE) -> None:
@@ -40,14 +39,6 @@ class Regular:
         )
         source = pattern.pattern
         self._send(_PAIR.pack(len(source), pattern.flags), source)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the matcher; safe to call again."""

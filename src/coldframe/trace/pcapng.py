@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
+from coldframe.closing import Closing
 from coldframe.errors import ColdframeError
 
 Direction = Literal["send", "receive"]
@@ -24,7 +24,7 @@ _LONGEST_OPTION = 0xFFFF
 _MICROSECONDS = 6
 
 
-class PcapngWriter:
+class PcapngWriter(Closing):
     """A capture file being written; a context manager. Raises `ColdframeError` where the file cannot be written."""
 
     def __init__(self, path: Path, *, interface: str = "ndis") -> None:
@@ -39,14 +39,6 @@ class PcapngWriter:
         self._block(_SECTION, version + _options((_APPLICATION, b"coldframe")))
         described = _options((_NAME, interface.encode()), (_RESOLUTION, bytes([_MICROSECONDS])))
         self._block(_INTERFACE, struct.pack("<HHI", _LINKTYPE_ETHERNET, 0, 0) + described)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the file; a second call does nothing."""

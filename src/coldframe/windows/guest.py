@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from coldframe.capabilities import ReadsMemory
+from coldframe.closing import Closing
 from coldframe.errors import (
     CapabilityError,
     ColdframeError,
@@ -52,7 +52,7 @@ _OFFERED = 3
 """How many near numbers an error offers."""
 
 
-class Guest:
+class Guest(Closing):
     """The Windows system in a target: open it with `Guest.open`.
 
     Nothing the guest may change is kept beyond a pause: whoever lets the guest run calls `new_pause` afterwards.
@@ -123,14 +123,6 @@ class Guest:
         if warning is not None:
             guest.warn(warning)
         return guest
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close what was opened with the guest; the guest cannot be used afterwards."""
