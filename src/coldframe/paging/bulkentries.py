@@ -171,8 +171,8 @@ class BulkEntries:
 
     def is_marker(self, stored: U64) -> NDArray[np.bool_]:
         """Which invalid entries, as stored, say "look in the VAD"."""
-        high = self.layout.page_file_high
-        found: NDArray[np.bool_] = get(stored, high) == np.uint64(high.largest)
+        marker = np.uint64(self.layout.vad_marker)
+        found: NDArray[np.bool_] = (stored & marker) == marker
         return found
 
     def slots(self, value: U64) -> tuple[NDArray[np.uint8], NDArray[np.uint8], U64]:

@@ -102,7 +102,8 @@ class PteLayout:
     is needed). `swizzle_bit` is 0 in kernels that have none. A prototype PTE's protection stands elsewhere in old
     kernels, and some leave a subsection's out. `pools` is needed by 32-bit kernels without PAE alone. `swap_entries`
     tells of ReactOS, whose swap entries (ntoskrnl/mm/pagefile.c: `ENTRY_FROM_FILE_OFFSET`, shifted by one into a PTE)
-    have the transition bit, no protection, and slots that are counted from 1.
+    have the transition bit, no protection, and slots that are counted from 1 and stand above that bit, wherever its
+    `_MMPTE_SOFTWARE` has PageFileHigh; `vad_marker` is where the types have it.
     """
 
     entry_size: int
@@ -119,6 +120,7 @@ class PteLayout:
     subsection_protection: Bits
     page_file_low: Bits
     page_file_high: Bits
+    vad_marker: int
     prototype_address_bits: SplitAddress
     subsection_address_bits: SplitAddress
     which_pool: int = 0
@@ -141,6 +143,7 @@ class PteLayout:
         if size not in (4, 8):
             raise FormatError(f"{_HARDWARE} is {size} bytes; a page-table entry has 4 or 8")
         writable = _optional(types, _HARDWARE, "Write") or _optional(types, _HARDWARE, "Writable")
+        page_file_high, swap_entries = _bits(types, _SOFTWARE, "PageFileHigh"), _MEMORY_AREA in types
         return cls(
             entry_size=size,
             valid=_bits(types, _HARDWARE, "Valid").mask,
@@ -155,11 +158,12 @@ class PteLayout:
             prototype_protection=_optional(types, _PROTOTYPE, "Protection") or NO_BITS,
             subsection_protection=_optional(types, _SUBSECTION, "Protection") or NO_BITS,
             page_file_low=_bits(types, _SOFTWARE, "PageFileLow"),
-            page_file_high=_bits(types, _SOFTWARE, "PageFileHigh"),
+            page_file_high=Bits(PAGE_SHIFT, 8 * size - PAGE_SHIFT) if swap_entries else page_file_high,
+            vad_marker=page_file_high.mask,
             prototype_address_bits=_address(types, _PROTOTYPE, "ProtoAddress", align=2, base=0x80000000),
             subsection_address_bits=_address(types, _SUBSECTION, "SubsectionAddress", align=3),
             which_pool=(_optional(types, _SUBSECTION, "WhichPool") or NO_BITS).mask,
-            swap_entries=_MEMORY_AREA in types,
+            swap_entries=swap_entries,
         )
 
     @property
@@ -187,7 +191,7 @@ class PteLayout:
         That is PageFileHigh all ones, `MI_PTE_LOOKUP_NEEDED`. It already has the swizzle mask's bit, so only the
         stored value tells: taking the mask out first would break a marker that was written without SwizzleBit.
         """
-        return self.page_file_high.get(stored) == self.page_file_high.largest
+        return stored & self.vad_marker == self.vad_marker
 
     def prototype_address(self, value: int) -> int | None:
         """Kernel-virtual address of the prototype PTE that `value` points to; None without the pools it needs."""
