@@ -1,7 +1,7 @@
 """Were the resolver wrong in one test, or its tests in another order, the built states would show it.
 
-Each mutant is the resolver's own source with one thing changed; each is one that published tools have had
-(volatility3's and IceBox's transition table taken for a large or a data page, rekall's transition bit without the
+Each mutant is the resolver's own source, of both its modules, with one thing changed; each is one that published
+tools have had (volatility3's and IceBox's transition table taken for a large or a data page, rekall's transition bit without the
 prototype bit, ...) or one test of the order left out.
 """
 
@@ -16,6 +16,7 @@ import pytest
 from builder import MB, PAGE, ImageBuilder, pattern
 from coldframe.errors import UnreadableMemoryError
 from coldframe.paging import FORMATS
+from coldframe.paging import invalid as invalid_module
 from coldframe.paging import layout as layout_module
 from coldframe.paging import resolver as resolver_module
 from coldframe.paging.layout import PteLayout
@@ -154,16 +155,32 @@ MUTANTS = {name: (function, old, new) for function, rules in RULES.items() for n
 
 
 def mutated(function: str, old: str, new: str) -> ModuleType:
-    """The resolver's module with `old` replaced in `function`, the first that begins so."""
-    source = inspect.getsource(resolver_module)
+    """The resolver's module with `old` replaced in `function`, wherever that stands: in it or in what it builds on."""
+    resolver, invalid = inspect.getsource(resolver_module), inspect.getsource(invalid_module)
+    if f"    def {function}(" in resolver:
+        return compiled(replaced(resolver, function, old, new))
+    entries = compiled(replaced(invalid, function, old, new))
+    return compiled(resolver, InvalidEntries=entries.InvalidEntries)
+
+
+def replaced(source: str, function: str, old: str, new: str) -> str:
+    """The source with `old` replaced once in `function`."""
     start = source.index(f"    def {function}(")
     end = source.find("\n    def ", start + 1)
     body = source[start : end if end > 0 else None]
     assert old in body, f"the mutant does not apply: {old!r} is not in {function}"
+    return source[:start] + body.replace(old, new, 1) + source[start + len(body) :]
+
+
+def compiled(source: str, **bases: type) -> ModuleType:
+    """The source as a module; `bases` stand in the place of what it imports by these names."""
     module = ModuleType("mutant")
     sys.modules["mutant"] = module
-    mutant = source[:start] + body.replace(old, new, 1) + source[start + len(body) :]
-    exec(compile(mutant, "mutant", "exec"), vars(module))
+    for name, base in bases.items():
+        (line,) = [line for line in source.splitlines() if line.endswith(f" import {name}")]
+        source = source.replace(line, "")
+        setattr(module, name, base)
+    exec(compile(source, "mutant", "exec"), vars(module))
     return module
 
 
@@ -251,6 +268,9 @@ def like(right, kind, layout=None):
 
 def test_the_resolver_itself_is_no_mutant():
     assert not noticed(lambda right: like(right, resolver_module.Resolver))
+    entries = compiled(inspect.getsource(invalid_module))
+    copy = compiled(inspect.getsource(resolver_module), InvalidEntries=entries.InvalidEntries)
+    assert not noticed(lambda right: like(right, copy.Resolver))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
