@@ -1,8 +1,8 @@
 """Were the resolver wrong in one test, or its tests in another order, the built states would show it.
 
 Each mutant is the resolver's own source, of both its modules, with one thing changed; each is one that published
-tools have had (volatility3's and IceBox's transition table taken for a large or a data page, rekall's transition bit without the
-prototype bit, ...) or one test of the order left out.
+tools have had (volatility3's and IceBox's transition table taken for a large or a data page, rekall's transition bit
+without the prototype bit, ...) or one test of the order left out.
 """
 
 from __future__ import annotations
