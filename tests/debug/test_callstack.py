@@ -344,6 +344,17 @@ def test_a_stack_that_leads_in_circles_ends(with_frame):
     assert len(frames) <= 40
 
 
+def test_a_kernel_stack_ends_at_its_base_whatever_lies_above(with_frame):
+    """The first frame of a thread may return to something, as ReactOS' KiThreadStartup does (ntoskrnl/ke/amd64)."""
+    whole = vcpu_callstack(Scene(with_frame, trap_frame=False).open(), 0)
+    first = whole[3]
+    scene = Scene(with_frame, trap_frame=False)
+    scene.image.write_struct("_ETHREAD", scene.thread.address, {"Tcb.StackBase": first.stack_pointer})
+    frames = vcpu_callstack(scene.open(), 0)
+    assert functions(frames) == functions(whole[:4])
+    assert (frames[-1].how, frames[-1].return_address) == ("end of stack", None)
+
+
 def test_a_module_without_names_gives_offsets(with_frame):
     frames = vcpu_callstack(Scene(with_frame).open(), 0)
     guest = Scene(with_frame).open()

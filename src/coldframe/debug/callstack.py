@@ -135,14 +135,16 @@ class StackWalker:
     ) -> Iterator[Frame]:
         memory = _PausedMemory(self.guest.memory if process is None else process.memory)
         state = {name: registers.get(name, 0) for name in (*REGISTERS, "cs")} | {"rip": registers["rip"]}
-        crossed = False
+        crossed, stack_end = False, _stack_end(thread)
         for _ in range(limit):
             module = self.modules.at(state["rip"], process)
             if is_code32(state, process, thread):
                 yield from frames32(self, state, process, thread, memory, returned_to=returned_to)
                 return
             frame = self.frame(state, module)
-            how, unwound = self._caller(state, module, frame, memory, returned_to=returned_to)
+            how, unwound = "end of stack", None
+            if state["rsp"] != stack_end:
+                how, unwound = self._caller(state, module, frame, memory, returned_to=returned_to)
             if unwound is not None:
                 reason = self._implausible(state, unwound, process)
                 if reason:
@@ -306,6 +308,17 @@ class StackWalker:
             if start < slot < end:
                 rbp = slots[number - 1] if number else 0
                 return {"rip": slot, "rsp": pointer + 8 * (number + 1), "rbp": rbp}
+        return None
+
+
+def _stack_end(thread: Thread | None) -> int | None:
+    """The first address above the thread's kernel stack, which nothing is to be read from; None where it is not known.
+
+    Windows' first frame returns to 0, ReactOS' to a function (ntoskrnl/ke/amd64/thrdini.c).
+    """
+    try:
+        return None if thread is None else thread.kernel_stack[2]
+    except UnreadableMemoryError:
         return None
 
 
