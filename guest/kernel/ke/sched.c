@@ -368,9 +368,8 @@ void KeSleep(ULONG milliseconds) {
 }
 
 void KeYieldThread(void) {
-    KPRCB *prcb = KeGetCurrentPrcb();
-    KTHREAD *thread = prcb->CurrentThread;
-    if (!KiSchedulerRuns || thread == prcb->IdleThread) {
+    KTHREAD *thread = KeGetCurrentThread(); /* in one instruction: between two this thread may go to another processor */
+    if (!KiSchedulerRuns || thread == KeGetCurrentPrcb()->IdleThread) {
         __relax();
         return;
     }
