@@ -13,6 +13,7 @@ from builder import PAGE, ImageBuilder, bit_field_types, pattern
 from builder.states import ListedVads
 from coldframe.errors import CapabilityError, UnreadableMemoryError
 from coldframe.memory import PhysicalMemory, Run
+from coldframe.pagegrid import PageGrid
 from coldframe.paging import FORMATS, AddressSpace, PteLayout, Resolver
 
 BASE = 0x7FF600000000
@@ -182,6 +183,26 @@ def test_tables_are_looked_at_anew_when_the_caches_are_dropped_and_always_while_
     small.resolver.drop_caches()
     small.builder.map(small.builder.kernel_dtb, BASE + PAGE, pattern(98))
     assert small.space.read(BASE, 4 * PAGE) == new.replace(pattern(99), pattern(98))
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["paused", "runs"])
+def test_a_page_of_a_guest_that_runs_is_looked_at_when_its_turn_has_come(monkeypatch, runs):
+    """Where entries are looked at together, the guest moves a page before the copies: only one that stands still may
+    be read so."""
+    monkeypatch.setattr("coldframe.paging.space.BULK", 1)
+    small = Small("vvvv")
+    small.resolver.runs = runs
+    small.resolver.drop_caches()
+    old = small.space.translate(BASE + PAGE)
+    copy = PageGrid.copy
+
+    def late(grid, rows, into, out):
+        small.builder.map(small.builder.kernel_dtb, BASE + PAGE, small.truth[1])
+        small.builder.write_physical(old, b"\xee" * PAGE)
+        copy(grid, rows, into, out)
+
+    monkeypatch.setattr(PageGrid, "copy", late)
+    assert (small.space.read(BASE, 4 * PAGE) == b"".join(small.truth)) is runs
 
 
 @pytest.mark.parametrize("bulk", [1 << 18, PAGE])

@@ -44,15 +44,21 @@ class LongReads:
     def fill(self, address: int, out: memoryview, holes: Holes | None = None) -> None:
         """Fill `out` from `address` on. What cannot be read is raised, or, where there are `holes` to note it in,
         zeros."""
-        for start, end in self._plain.fill(address, out):
+        for start, end in self._not_plain(address, out):
             at = start - address
             for piece in self._odd(start, end, holes):
                 out[at : at + len(piece)] = piece
                 at += len(piece)
 
+    def _not_plain(self, address: int, out: memoryview) -> Iterator[tuple[int, int]]:
+        """Fill `out` with what is plain; start and end of what is left to be filled."""
+        if self._resolver.runs:  # pages move while others are read: each is looked at when its turn has come
+            return iter([(address, address + len(out))])
+        return self._plain.fill(address, out)
+
     def _lists(self, address: int, end: int) -> bool:
         """Whether the pages from `address` to `end` can be listed in bulk."""
-        if self._resolver.runs:  # pages move while others are read: each is looked at again when it has been read
+        if self._resolver.runs:
             return False
         return self._listable and self._resolver.layout is not None and address >= 0 and end <= 1 << 64
 
