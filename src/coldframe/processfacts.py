@@ -83,13 +83,7 @@ class KnownThread:
 def threads(process: Process) -> Iterator[KnownThread]:
     """The threads, each with the registers with which it would go on in user mode."""
     guest = process.guest
-    running: dict[int, tuple[int, Mapping[str, int]]] = {}
-    for vcpu in range(guest.vcpus):
-        try:
-            registers = guest.registers(vcpu)
-            running[guest.current_thread(registers, vcpu).ethread.address] = (vcpu, registers)
-        except ColdframeError:
-            continue
+    running = {thread.ethread.address: (vcpu, guest.registers(vcpu)) for vcpu, thread in guest.running_threads()}
     try:
         for number, thread in enumerate(process.threads):
             if number >= _MOST_THREADS:

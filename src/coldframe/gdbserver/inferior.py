@@ -7,7 +7,7 @@ kept beyond a pause.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -80,7 +80,7 @@ class ProcessInferior:
         return self.guest.once(("gdbserver threads", self._process), self._threads)
 
     def _threads(self) -> Sequence[Shown]:
-        vcpus = {thread.ethread.address: vcpu for vcpu, thread in running(self.guest)}
+        vcpus = {thread.ethread.address: vcpu for vcpu, thread in self.guest.running_threads()}
         found: list[Shown] = []
         try:
             for thread in islice(self._process.threads, MOST_THREADS):
@@ -142,7 +142,7 @@ class MachineInferior:
         return self.guest.once("gdbserver vCPUs", self._vcpus)
 
     def _vcpus(self) -> Sequence[Shown]:
-        threads = dict(running(self.guest))
+        threads = dict(self.guest.running_threads())
         return [self._vcpu(vcpu, threads.get(vcpu)) for vcpu in range(self.guest.vcpus)]
 
     def _vcpu(self, vcpu: int, thread: Thread | None) -> Shown:
@@ -180,15 +180,6 @@ def inferior(guest: Guest, process: Process | None) -> Inferior:
     if process is not None:
         return ProcessInferior(process)
     return MachineInferior(guest) if guest.vcpus else ProcessInferior(guest.process(4))
-
-
-def running(guest: Guest) -> Iterator[tuple[int, Thread]]:
-    """Each vCPU's number and the thread that it runs, where that can be told."""
-    for vcpu in range(guest.vcpus):
-        try:
-            yield vcpu, guest.current_thread(guest.registers(vcpu), vcpu)
-        except (ColdframeError, KeyError):
-            continue
 
 
 def _write_vcpu(guest: Guest, vcpu: int, values: Mapping[str, int]) -> None:

@@ -14,7 +14,7 @@ from coldframe.debug import Breakpoint, GuestPausedError, Hit, LiveGuest
 from coldframe.debug.breakpoint import oldest_hit
 from coldframe.errors import CapabilityError, ColdframeError, UsageError
 from coldframe.gdbserver.connection import Connection
-from coldframe.gdbserver.inferior import Inferior, Shown, numbered, running
+from coldframe.gdbserver.inferior import Inferior, Shown, numbered
 
 TRAP, INTERRUPTED = 5, 2
 """Signals by GDB's numbers: SIGTRAP, SIGINT."""
@@ -192,7 +192,7 @@ class LiveRunner:
 
     def _interrupted(self) -> Halt:
         ours = {shown.vcpu: shown.number for shown in self.inferior.threads()}
-        numbers = [ours[vcpu] for vcpu, _ in running(self.guest) if vcpu in ours]
+        numbers = [ours[vcpu] for vcpu, _ in self.guest.running_threads() if vcpu in ours]
         return Halt(INTERRUPTED, numbers[0] if numbers else 0)
 
     def _halt(self, hit: Hit) -> Halt:

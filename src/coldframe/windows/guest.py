@@ -395,6 +395,14 @@ class Guest(Closing):
         """The process whose address space that vCPU uses: the thread's own, or the one that it is attached to."""
         return self.current_thread(registers, vcpu).attached_process
 
+    def running_threads(self) -> Iterator[tuple[int, Thread]]:
+        """Each vCPU's number and the thread that it runs, where that can be told."""
+        for vcpu in range(self.vcpus):
+            try:
+                yield vcpu, self.current_thread(self.registers(vcpu), vcpu)
+            except (ColdframeError, KeyError):
+                continue
+
 
 def _nearest(numbered: Iterable[tuple[int, str]]) -> str:
     """What to say of a number that is not there."""
